@@ -1,0 +1,144 @@
+"""The import rules of docs/explanation/architecture.md are the ones in the code."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "vnsmail"
+
+# Lowest first. A module may import from floors below its own, never sideways, never
+# from above.
+FLOORS = [
+    {"errors"},
+    {"model", "log"},
+    {"settings", "channel"},
+    {"smtp", "message", "net", "directory"},
+    {"queue", "broker", "capture"},
+    {"mailbox", "resolve"},
+    {"inbound", "delivery"},
+    {"engines"},
+    {"supervisor"},
+    {"lab"},
+    {"web"},
+    {"cli"},
+]
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+
+# Allowed by the floors, refused here: what runs as root never parses mail, and the
+# supervisor starts its children by exec, so it needs none of their code but the
+# messages it exchanges with them.
+FORBIDDEN = {
+    "broker": {"vnsmail.smtp", "vnsmail.message"},
+    "supervisor": {
+        "vnsmail.smtp",
+        "vnsmail.message",
+        "vnsmail.queue",
+        "vnsmail.mailbox",
+        "vnsmail.resolve",
+        "vnsmail.inbound",
+        "vnsmail.delivery",
+        "vnsmail.engines",
+        "vnsmail.broker",
+    },
+}
+ALLOWED = {"vnsmail.engines.protocol", "vnsmail.broker.protocol"}
+
+PRIVILEGED = {
+    "vnsmail.broker.server",
+    "vnsmail.broker.sockets",
+    "vnsmail.capture.record",
+    "vnsmail.net.apply",
+    "vnsmail.net.namespaces",
+}
+MAY_IMPORT_PRIVILEGED = {"broker", "capture", "net", "supervisor", "lab"}
+
+PURE = [
+    "errors.py",
+    "model.py",
+    "smtp/*.py",
+    "message/*.py",
+    "net/names.py",
+    "net/plan.py",
+    "broker/protocol.py",
+    "broker/policy.py",
+    "queue/schedule.py",
+    "queue/envelope.py",
+    "inbound/accept.py",
+    "engines/protocol.py",
+    "supervisor/plan.py",
+    "capture/packets.py",
+    "capture/flows.py",
+    "capture/verdict.py",
+]
+IO = {"asyncio", "os", "pyroute2", "socket", "ssl", "subprocess", "threading", "time"}
+# os.strerror turns a number into words; nothing is read or written.
+EXCEPT = {("errors.py", "os")}
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            # "from vnsmail import net" names the package in the alias.
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return names
+
+
+def part(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def parts_imported(path: Path) -> set[str]:
+    ours = {name for name in imported(path) if name.startswith("vnsmail.")}
+    return {name.split(".")[1] for name in ours} - {part(path), "__version__"}
+
+
+def each(paths):
+    return pytest.mark.parametrize(
+        "path", sorted(paths), ids=lambda path: str(path.relative_to(PACKAGE))
+    )
+
+
+MODULES = [p for p in PACKAGE.rglob("*.py") if part(p) not in {"__init__", "__main__"}]
+
+
+@each(MODULES)
+def test_imports_only_lower_floors(path):
+    """No module imports a part on its own floor or above."""
+    too_high = {p for p in parts_imported(path) if FLOOR[p] >= FLOOR[part(path)]}
+
+    assert set() == too_high
+
+
+@each(MODULES)
+def test_forbidden_pairs(path):
+    """Root never imports the mail parser; the supervisor imports no child."""
+    forbidden = FORBIDDEN.get(part(path), set())
+    found = {
+        name
+        for name in imported(path)
+        if any(name == f or name.startswith(f + ".") for f in forbidden)
+        and not any(name == a or name.startswith(a + ".") for a in ALLOWED)
+        and name not in {a.rsplit(".", 1)[0] for a in ALLOWED}
+    }
+
+    assert set() == found
+
+
+@each(p for p in MODULES if part(p) not in MAY_IMPORT_PRIVILEGED)
+def test_unprivileged_code_does_not_import_privileged_code(path):
+    """A worker that is taken over finds no privileged code to call."""
+    assert set() == imported(path) & PRIVILEGED
+
+
+@each(p for pattern in PURE for p in PACKAGE.glob(pattern))
+def test_pure_modules_do_no_io(path):
+    """Decisions are tested without a socket, a clock or root."""
+    name = str(path.relative_to(PACKAGE))
+    used = {module.split(".")[0] for module in imported(path)} & IO
+
+    assert set() == {module for module in used if (name, module) not in EXCEPT}

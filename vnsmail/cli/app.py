@@ -1,0 +1,105 @@
+"""The ``vnsmail`` command: puts the nouns together and turns errors into exit codes.
+
+Exit codes: 0 done; 1 failed, or a verdict that is not a pass; 2 bad input; 3 vnsmail is
+not running; 4 a privilege is missing (docs/reference/cli.md).
+"""
+
+import os
+import sys
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vnsmail import __version__, settings
+from vnsmail.cli import daemon, host, lab, prove, queue, send, user
+from vnsmail.cli.render import complain
+from vnsmail.errors import VnsmailError
+
+app = typer.Typer(
+    name="vnsmail",
+    help="Many virtual mail hosts on one machine, each sending from its own address.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(daemon.up)
+app.command()(daemon.down)
+app.command()(daemon.status)
+app.command()(send.send)
+app.command()(prove.prove)
+app.add_typer(host.app, name="host")
+app.add_typer(user.app, name="user")
+app.add_typer(queue.app, name="queue")
+app.add_typer(lab.app, name="lab")
+
+
+def _version(value: bool) -> None:  # noqa: FBT001  typer calls it with the flag
+    if value:
+        typer.echo(f"vnsmail {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    context: typer.Context,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="VNSMAIL_ROOT",
+            help="Folder with settings, state and runtime files of one installation; "
+            "without it /etc/vnsmail, /var/lib/vnsmail and /run/vnsmail.",
+        ),
+    ] = None,
+    version: Annotated[  # noqa: ARG001  _version acts on it
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show it."),
+    ] = False,
+) -> None:
+    context.obj = settings.layout(root)
+
+
+def root_first(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with ``--root DIR`` in front, wherever it was written.
+
+    It is an option of the whole program, and people write it where they think of it.
+    Nothing behind ``--`` is touched.
+    """
+    front: list[str] = []
+    rest: list[str] = []
+    waiting = list(arguments)
+    while waiting:
+        word = waiting.pop(0)
+        if word == "--":
+            rest += [word, *waiting]
+            break
+        if word == "--root" and waiting:
+            front += [word, waiting.pop(0)]
+        elif word.startswith("--root="):
+            front.append(word)
+        else:
+            rest.append(word)
+    return front + rest
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    try:
+        app(args=root_first(sys.argv[1:]))
+    except VnsmailError as error:
+        complain(str(error))
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output left (``| head``). Give the interpreter a standard
+        # output it can flush at exit without a second complaint.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

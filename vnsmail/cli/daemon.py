@@ -1,0 +1,135 @@
+"""``vnsmail up``, ``down`` and ``status``: the running system."""
+
+import os
+import subprocess
+import sys
+import time
+
+from typing import Annotated
+
+import typer
+
+from vnsmail import settings
+from vnsmail.cli import client
+from vnsmail.cli.options import AsJson, layout_of
+from vnsmail.cli.render import age, as_json, facts, remark, table
+from vnsmail.errors import DaemonNotRunning
+from vnsmail.settings import Layout
+from vnsmail.supervisor import control, main
+
+START_PATIENCE = 60.0
+"""Seconds a detached supervisor has to say that it is ready."""
+
+
+def up(
+    context: typer.Context,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return once it is ready; log to a file.")
+    ] = False,
+    ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Start vnsmail: network, broker and workers. Ctrl-C ends it in the foreground."""
+    layout = layout_of(context)
+    if detach:
+        _detached(layout)
+        return
+
+    def ready() -> None:
+        if ready_fd is not None:
+            os.write(ready_fd, b"ready")
+            os.close(ready_fd)
+        remark(f"vnsmail is ready (process {os.getpid()}, root {layout.state})")
+
+    main.run(layout, settings.load(layout.settings_file), ready)
+
+
+def _detached(layout: Layout) -> None:
+    main.check(layout, settings.load(layout.settings_file))
+    ours, theirs = os.pipe()
+    command = [sys.executable, "-P", "-m", "vnsmail.cli.app", *_root_option(layout)]
+    with open(layout.log_file, "ab", buffering=0) as log_file:
+        process = subprocess.Popen(  # noqa: S603  our own interpreter and module
+            [*command, "up", "--ready-fd", str(theirs)],
+            stdin=subprocess.DEVNULL,
+            stdout=log_file,
+            stderr=log_file,
+            pass_fds=(theirs,),
+            start_new_session=True,
+            cwd="/",
+        )
+    os.close(theirs)
+    with open(ours, "rb") as pipe:
+        said = pipe.read()
+    if said != b"ready":
+        process.wait()
+        raise client.Refused(_last_words(layout), process.returncode or 1)
+    remark(f"vnsmail is ready (process {process.pid}, log {layout.log_file})")
+
+
+def _root_option(layout: Layout) -> list[str]:
+    return ["--root", str(layout.state)] if layout.instance else []
+
+
+def _last_words(layout: Layout) -> str:
+    lines = layout.log_file.read_text(errors="replace").splitlines()
+    found = [line for line in lines if line.startswith("vnsmail: ")]
+    return (
+        found[-1].removeprefix("vnsmail: ")
+        if found
+        else f"vnsmail ended before it was ready; see {layout.log_file}"
+    )
+
+
+def down(context: typer.Context) -> None:
+    """End vnsmail. Queues keep what is not sent; namespaces and addresses stay."""
+    layout = layout_of(context)
+    pid = client.ask(layout, control.GetStatus(), control.Status).pid
+    client.ask(layout, control.ShutDown(), control.Done)
+    for _ in range(300):
+        try:
+            client.ask(layout, control.GetStatus(), control.Status)
+        except DaemonNotRunning:
+            remark(f"vnsmail has ended (process {pid})")
+            return
+        time.sleep(0.1)
+    text = f"vnsmail (process {pid}) has not ended within 30 s; see {layout.log_file}"
+    raise client.Refused(text, 1)
+
+
+def status(context: typer.Context, json: AsJson = False) -> None:
+    """Show processes with their privileges, and how each virtual host is doing."""
+    found = client.ask(layout_of(context), control.GetStatus(), control.Status)
+    if json:
+        as_json(found)
+        return
+    facts([("supervisor", f"process {found.pid}"), ("root", found.root)])
+    table(
+        "processes",
+        ("process", "state", "pid", "restarts", "privileges", "owners"),
+        [
+            (p.name, p.state, p.pid, p.restarts, p.privileges, len(p.owners))
+            for p in found.processes
+        ],
+        "no processes",
+    )
+    problems = dict(found.problems)
+    served = {report.owner for report in found.owners}
+    rows: list[tuple[object, ...]] = [
+        (
+            r.owner,
+            problems.pop(r.owner, "") or r.problem or "ok",
+            r.listening,
+            r.sessions,
+            r.messages,
+            r.deferred,
+            age(r.oldest),
+        )
+        for r in found.owners
+    ]
+    rows += [
+        (owner, problem, "", "", "", "", "")
+        for owner, problem in problems.items()
+        if owner not in served
+    ]
+    columns = ("owner", "state", "listening", "sessions", "queued", "deferred", "oldest")
+    table("owners", columns, rows, "nothing is served")

@@ -1,0 +1,138 @@
+"""How values look: as a table for people, or as the same value in JSON.
+
+The only module that uses rich. Data goes to standard output, remarks and progress to
+standard error.
+"""
+
+import contextlib
+import sys
+import time
+
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+_out = Console(highlight=False)
+_err = Console(stderr=True, highlight=False)
+
+# Words whose colour tells how things are.
+_STYLES = {
+    "running": "green",
+    "pass": "bold green",
+    "ok": "green",
+    "fail": "bold red",
+    "backoff": "red",
+    "stopped": "red",
+    "no mail": "yellow",
+}
+
+
+def as_json(value: object) -> None:
+    """Write one JSON document with a final newline."""
+    text = msgspec.json.format(msgspec.json.encode(value), indent=2)
+    sys.stdout.write(text.decode() + "\n")
+
+
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], empty: str
+) -> None:
+    """Write a table, or the remark ``empty`` where there are no rows."""
+    if not rows:
+        remark(empty)
+        return
+    shown = Table(title=title, title_justify="left", header_style="bold")
+    for column in columns:
+        right = column in {"queued", "deferred", "packets", "wrong", "size", "restarts"}
+        shown.add_column(
+            column, justify="right" if right else "left", overflow="fold"
+        )
+    for row in rows:
+        shown.add_row(*(_cell(value) for value in row))
+    _out.print(shown)
+
+
+def facts(pairs: Sequence[tuple[str, object]]) -> None:
+    """Write one thing's facts, a line each."""
+    width = max(len(name) for name, _ in pairs)
+    for name, value in pairs:
+        line = Text(f"{name:<{width}}  ", style="bold")
+        line.append(_cell(value))
+        _out.print(line, soft_wrap=True)
+
+
+def line(text: str) -> None:
+    """Write one line of data."""
+    _out.print(Text(text), soft_wrap=True)
+
+
+def remark(text: str) -> None:
+    """Write a line for people, not for programs."""
+    _err.print(Text(text), soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """Write the one line that says what is wrong."""
+    message = Text("vnsmail: ", style="bold red")
+    message.append(" ".join(text.splitlines()), style="default")
+    _err.print(message, soft_wrap=True)
+
+
+def age(since: float | None) -> str:
+    """Return how long ago that was, in the largest two units that matter."""
+    if since is None:
+        return ""
+    seconds = max(0, int(time.time() - since))
+    for unit, size, lower, lower_size in (
+        ("d", 86400, "h", 3600),
+        ("h", 3600, "m", 60),
+        ("m", 60, "s", 1),
+    ):
+        if seconds >= size:
+            return f"{seconds // size}{unit}{seconds % size // lower_size}{lower}"
+    return f"{seconds}s"
+
+
+@contextlib.contextmanager
+def progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Show how far a job is; yields a function for (what, done, of all).
+
+    A terminal gets a bar; anything else a line for each new step.
+    """
+    if not _err.is_terminal:
+        last = ""
+
+        def tell(what: str, done: int, total: int) -> None:
+            nonlocal last
+            if what != last:
+                remark(f"{title}: {what} ({done}/{total})")
+                last = what
+
+        yield tell
+        return
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("[bold]{task.fields[title]}"),
+        BarColumn(),
+        TextColumn("{task.description}"),
+        console=_err,
+        transient=True,
+    ) as bar:
+        task = bar.add_task("", title=title, total=None)
+
+        def draw(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        yield draw
+
+
+def _cell(value: object) -> Text:
+    if isinstance(value, (list, tuple)):
+        text = "\n".join(str(part) for part in value)
+    else:
+        text = "" if value is None else str(value)
+    return Text(text, style=_STYLES.get(text, ""))

@@ -1,0 +1,1 @@
+"""What speaks SMTP for a virtual host."""

@@ -1,0 +1,155 @@
+"""What the supervisor and a worker say to each other.
+
+Pure. Each message is one msgpack value over a channel (vnsmail/channel.py). The
+supervisor asks, the worker answers with the same ``id``; a worker never asks. Unknown
+fields and tags are refused, so that the two ends cannot drift apart unnoticed.
+"""
+
+from typing import TypeAlias
+
+import msgspec
+
+from vnsmail.model import Envelope
+
+
+class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    id: int
+
+
+class OwnerFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a worker must know of a virtual host, or of the machine, to serve it."""
+
+    owner: str
+    """The virtual host's name, or ``machine``."""
+    name: str
+    """The name given in EHLO, in the banner and in trace headers."""
+    folder: str
+    """Where its queue and mailboxes lie."""
+    addresses: tuple[str, ...]
+    """Its own addresses; none for the machine, whose sockets are unbound."""
+    domains: tuple[str, ...]
+    users: tuple[str, ...]
+    """Local parts with a mailbox; empty with ``any_user``."""
+    any_user: bool = False
+    """Every local part has a mailbox (the machine's own name only)."""
+    listen: bool = True
+    """Whether mail is received on its addresses."""
+
+
+class Configure(_Message, frozen=True):
+    """The first message: settings as JSON, and the name servers to ask."""
+
+    worker: str
+    settings: str
+    resolvers: tuple[str, ...]
+
+
+class UseBroker(_Message, frozen=True):
+    """Carries one descriptor: a channel to the broker that replaces any earlier."""
+
+
+class Assign(_Message, frozen=True):
+    """Serve this owner, or take its changed facts. Answered when it is served."""
+
+    facts: OwnerFacts
+
+
+class Release(_Message, frozen=True):
+    """Stop serving this owner and close its files."""
+
+    owner: str
+
+
+class Inject(_Message, frozen=True):
+    """Queue a message that a local command hands over.
+
+    Carries one descriptor, readable from the start: the message as it was given.
+    """
+
+    owner: str
+    sender: str
+    recipients: tuple[str, ...]
+    uid: int
+
+
+class Report(_Message, frozen=True):
+    """Say how every owner is doing."""
+
+
+class ListQueue(_Message, frozen=True):
+    """List queued messages of one owner, oldest first."""
+
+    owner: str
+    limit: int
+
+
+class Stop(_Message, frozen=True):
+    """Finish what is being said, keep the rest queued, and end."""
+
+
+Request: TypeAlias = (
+    Configure | UseBroker | Assign | Release | Inject | Report | ListQueue | Stop
+)
+
+
+class Done(_Message, frozen=True):
+    """The request was carried out."""
+
+
+class Failed(_Message, frozen=True):
+    """The request was not carried out, and nothing of it is left."""
+
+    text: str
+    exit_code: int = 1
+
+
+class Injected(_Message, frozen=True):
+    """The message is durably in the queue under this queue id."""
+
+    queue_id: str
+
+
+class OwnerReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How one owner is doing."""
+
+    owner: str
+    listening: tuple[str, ...]
+    """Addresses with port on which mail is received."""
+    sessions: int
+    """Connections being received on now."""
+    messages: int
+    """Messages in the queue."""
+    deferred: int
+    """Recipients waiting for a further attempt."""
+    oldest: float | None
+    """When the oldest queued message arrived, seconds since the epoch."""
+    problem: str
+    """Why mail does not flow, empty if it does."""
+
+
+class Reported(_Message, frozen=True):
+    """Answer to Report."""
+
+    owners: tuple[OwnerReport, ...]
+
+
+class QueueEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One message in a queue, with the recipients it still has to reach."""
+
+    envelope: Envelope
+    size: int
+    recipients: tuple[tuple[str, int, float, str], ...]
+    """Address, attempts made, next attempt (seconds since the epoch), last answer."""
+
+
+class QueueListed(_Message, frozen=True):
+    """Answer to ListQueue."""
+
+    entries: tuple[QueueEntry, ...]
+
+
+Answer: TypeAlias = Done | Failed | Injected | Reported | QueueListed
+
+encode = msgspec.msgpack.Encoder().encode
+decode_request = msgspec.msgpack.Decoder(Request).decode
+decode_answer = msgspec.msgpack.Decoder(Answer).decode

@@ -1,0 +1,238 @@
+"""The values every part of the system shares. No input or output, no clock.
+
+Rules of this file: values are frozen; each is valid once it exists (the constructors
+named ``parse`` refuse everything else with BadInput); words are those of
+docs/explanation/words.md.
+"""
+
+import ipaddress
+import re
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import NewType, Self
+
+from vnsmail.errors import BadInput
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+HostName = NewType("HostName", str)
+"""A fully qualified domain name: lower case, A-labels, no dot at the end."""
+
+MACHINE = "machine"
+"""The owner of the machine's own mail. It has no dot, so no virtual host has it."""
+
+Owner = NewType("Owner", str)
+"""Who a message or socket belongs to: a virtual host's name, or MACHINE."""
+
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+
+
+def domain_name(text: str, what: str = "domain") -> HostName:
+    """Return ``text`` as a canonical domain name of two labels or more.
+
+    U-labels are turned into A-labels (RFC 5890) so that one name has one spelling.
+    Length limits are those of RFC 1035 section 2.3.4.
+
+    Raises:
+        BadInput: it is not such a name.
+    """
+    name = text.strip().rstrip(".").lower()
+    try:
+        name.encode("ascii")
+    except UnicodeEncodeError:
+        try:
+            name = name.encode("idna").decode("ascii")
+        except UnicodeError:
+            raise BadInput(
+                what, text, "not a domain name that IDNA can write"
+            ) from None
+    labels = name.split(".")
+    if len(labels) < 2:
+        raise BadInput(what, text, "give a full name such as alpha.example")
+    if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+        raise BadInput(
+            what, text, "use labels of letters, digits and inner hyphens, 63 at most"
+        )
+    if labels[-1].isdigit():
+        raise BadInput(what, text, "this is an address, not a name")
+    return HostName(name)
+
+
+def host_name(text: str) -> HostName:
+    """Return ``text`` as the name of a virtual host.
+
+    Raises:
+        BadInput: it is not a fully qualified domain name.
+    """
+    return domain_name(text, "virtual host")
+
+
+class Family(IntEnum):
+    """An address family; the value is the IP version."""
+
+    IPV4 = 4
+    IPV6 = 6
+
+
+class Context(StrEnum):
+    """Where a virtual host's sockets live."""
+
+    NAMESPACE = "namespace"
+    """A network namespace of its own (network_namespaces(7))."""
+    ALIAS = "alias"
+    """An address added to a link of the machine."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the context of that name; raises BadInput for any other."""
+        try:
+            return cls(text)
+        except ValueError:
+            raise BadInput(
+                "context", text, f"choose one of {', '.join(c.value for c in cls)}"
+            ) from None
+
+
+class Uplink(StrEnum):
+    """How a namespace reaches the network."""
+
+    BRIDGE = "bridge"
+    """A veth pair whose outer end is a port of a bridge of the machine."""
+    MACVLAN = "macvlan"
+    """A macvlan device, mode bridge, on a link of the machine."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SourceAddress:
+    """An address a virtual host sends from, with the prefix length of its network."""
+
+    address: IPAddress
+    prefix_length: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the address written as ``ADDRESS/PREFIX`` (10.77.0.11/24).
+
+        Without a prefix the whole address is the network (/32, /128).
+
+        Raises:
+            BadInput: not an address that a host can send from.
+        """
+        try:
+            interface = ipaddress.ip_interface(text.strip())
+        except ValueError:
+            raise BadInput(
+                "address", text, "write it as 10.77.0.11/24 or fd77::11/64"
+            ) from None
+        address = interface.ip
+        if isinstance(address, ipaddress.IPv6Address) and (
+            address.ipv4_mapped or address.scope_id
+        ):
+            raise BadInput("address", text, "a mapped or scoped address is no source")
+        if address.is_multicast or address.is_unspecified or address.is_loopback:
+            raise BadInput("address", text, "mail cannot come from such an address")
+        if address.is_link_local:
+            raise BadInput("address", text, "a link-local address reaches no mail host")
+        network = interface.network
+        if network.num_addresses > 2 and (
+            address == network.network_address
+            or (address.version == 4 and address == network.broadcast_address)
+        ):
+            raise BadInput(
+                "address", text, f"it is the network or broadcast address of {network}"
+            )
+        return cls(address, network.prefixlen)
+
+    @property
+    def family(self) -> Family:
+        return Family(self.address.version)
+
+    @property
+    def network(self) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+        return ipaddress.ip_network(
+            f"{self.address}/{self.prefix_length}", strict=False
+        )
+
+    def __str__(self) -> str:
+        return f"{self.address}/{self.prefix_length}"
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualHost:
+    """A tenant: its name, where its sockets live, its addresses and mail domains."""
+
+    name: HostName
+    context: Context
+    addresses: tuple[SourceAddress, ...]
+    """At least one; the first of each family is the one mail is sent from."""
+    domains: tuple[HostName, ...]
+    """Domains whose mail it takes and sends; the host's name is always the first."""
+    link: str
+    """The machine's link: bridge or parent of the namespace, or holder of the alias."""
+    uplink: Uplink | None = None
+    """How the namespace reaches the network; None in an alias context."""
+    gateways: tuple[IPAddress, ...] = ()
+    """Default routers inside the namespace, at most one a family."""
+
+    def source(self, family: Family) -> SourceAddress | None:
+        """Return the address mail of that family leaves from, if there is one."""
+        return next((a for a in self.addresses if a.family is family), None)
+
+    @property
+    def families(self) -> frozenset[Family]:
+        return frozenset(a.family for a in self.addresses)
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Someone with a mailbox at a virtual host."""
+
+    host: HostName
+    local_part: str
+    """Lower case; what stands before the @, at any of the host's domains."""
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What SMTP says of a message, apart from the message (RFC 5321 section 2.3.1)."""
+
+    id: str
+    """Queue id: unique in its queue, sorts by time of arrival."""
+    owner: Owner
+    sender: str
+    """Reverse-path without brackets; empty for the null reverse-path."""
+    recipients: tuple[str, ...]
+    """Forward-paths without brackets, at least one."""
+    received_at: float
+    """Seconds since the epoch."""
+    eight_bit: bool = False
+    """The body was announced as BODY=8BITMIME (RFC 6152)."""
+    smtputf8: bool = False
+    """The message needs SMTPUTF8 on its way (RFC 6531)."""
+
+
+class Verdict(StrEnum):
+    """What became of one recipient in one attempt."""
+
+    DELIVERED = "delivered"
+    DEFERRED = "deferred"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The result of one attempt for one recipient."""
+
+    verdict: Verdict
+    reply_code: int
+    """The remote's reply code, or ours where no remote answered (RFC 5321 4.2)."""
+    enhanced: str
+    """Enhanced status code such as 5.1.1 (RFC 3463)."""
+    text: str
+    """One line a person understands: the remote's text, or our reason."""
+    remote: str = ""
+    """Name and address of the remote asked, empty where none was reached."""
+    source: str = ""
+    """The socket's own address as getsockname(2) gave it, empty where none was."""
+    not_an_attempt: bool = field(default=False, compare=False)
+    """The source was missing: no remote was asked, and no retry is used up."""

@@ -1,0 +1,184 @@
+"""vnsmail.toml, and where everything lies, as frozen values.
+
+A root is one installation: its settings file, durable state and runtime files. The
+default root keeps them where the Filesystem Hierarchy Standard wants them; any other
+root keeps everything below one folder.
+
+    default root                      --root DIR
+    /etc/vnsmail/vnsmail.toml         DIR/vnsmail.toml      settings, optional
+    /var/lib/vnsmail/directory.db     DIR/directory.db      which hosts should exist
+    /var/lib/vnsmail/hosts/HOST/      DIR/hosts/HOST/       queue.db, body/, mail/USER/
+    /var/lib/vnsmail/machine/         DIR/machine/          queue.db of the machine
+    /run/vnsmail/                     DIR/run/              control socket, pid, log
+
+Unknown keys are refused: a typing error must not become a default.
+"""
+
+import hashlib
+import socket
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyAddress, ValidationError
+
+from vnsmail.errors import SettingsError, StateUnusable
+from vnsmail.model import MACHINE, Owner
+
+_CONTROL_SOCKET_LIMIT = 107  # unix(7): sun_path holds 108 bytes with the final NUL
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the files of one root lie."""
+
+    settings_file: Path
+    state: Path
+    run: Path
+    instance: str
+    """Empty for the default root; else six hexadecimal digits that tell roots apart
+    in the names of links and namespaces."""
+
+    @property
+    def directory_db(self) -> Path:
+        return self.state / "directory.db"
+
+    @property
+    def hosts(self) -> Path:
+        return self.state / "hosts"
+
+    @property
+    def control_socket(self) -> Path:
+        return self.run / "control.sock"
+
+    @property
+    def pid_file(self) -> Path:
+        return self.run / "supervisor.pid"
+
+    @property
+    def log_file(self) -> Path:
+        return self.run / "vnsmail.log"
+
+    def owner_folder(self, owner: Owner) -> Path:
+        """Return the folder with the queue and mailboxes of a host or the machine."""
+        return self.state / "machine" if owner == MACHINE else self.hosts / owner
+
+
+def layout(root: Path | None) -> Layout:
+    """Return where the files of a root lie.
+
+    Args:
+        root: the folder given as --root, or None for the system's own places.
+
+    Raises:
+        StateUnusable: the path is too long for a Unix socket below it (unix(7)).
+    """
+    if root is None:
+        return Layout(
+            settings_file=Path("/etc/vnsmail/vnsmail.toml"),
+            state=Path("/var/lib/vnsmail"),
+            run=Path("/run/vnsmail"),
+            instance="",
+        )
+    folder = root.absolute()
+    instance = hashlib.blake2s(bytes(folder.resolve()), digest_size=3).hexdigest()
+    found = Layout(
+        settings_file=folder / "vnsmail.toml",
+        state=folder,
+        run=folder / "run",
+        instance=instance,
+    )
+    if len(bytes(found.control_socket)) > _CONTROL_SOCKET_LIMIT:
+        raise StateUnusable(
+            str(folder),
+            "the path is too long for a Unix socket below it",
+            f"use a root of at most {_CONTROL_SOCKET_LIMIT - 17} bytes",
+        )
+    return found
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class MachineSettings(_Table):
+    """[machine]: the machine's own mail."""
+
+    name: str = Field(default_factory=socket.getfqdn)
+    """Name the machine gives in EHLO; the default asks the system."""
+
+
+class WorkerSettings(_Table):
+    """[worker]: the unprivileged processes that own virtual hosts."""
+
+    count: int = Field(default=1, ge=1, le=64)
+    user: str = "vnsmail"
+    """Account (name or number) the workers run as; only root can change to it."""
+
+
+class SmtpSettings(_Table):
+    """[smtp]: limits of the protocol; defaults are those of RFC 5321 section 4.5.3."""
+
+    port: int = Field(default=25, ge=1, le=65535)
+    """Port listened on and connected to."""
+    max_message_size: int = Field(default=50 * 1024 * 1024, ge=64 * 1024)
+    """Bytes; announced with SIZE (RFC 1870)."""
+    max_recipients: int = Field(default=1000, ge=100)
+    """Recipients a transaction (RFC 5321 section 4.5.3.1.8 wants 100 at least)."""
+    command_timeout: Seconds = 300.0
+    connect_timeout: Seconds = 30.0
+    data_timeout: Seconds = 600.0
+
+
+class QueueSettings(_Table):
+    """[queue]: when a deferred message is tried again, and for how long."""
+
+    first_retry: Seconds = 300.0
+    """Seconds before the second attempt; each further wait is twice as long."""
+    longest_retry: Seconds = 4 * 3600.0
+    lifetime: Seconds = 5 * 86400.0
+    """Seconds after which a message that could not be delivered is returned."""
+
+
+class DnsSettings(_Table):
+    """[dns]: who is asked."""
+
+    servers: tuple[IPvAnyAddress, ...] = ()
+    """Name servers; empty means those of /etc/resolv.conf."""
+    timeout: Seconds = 10.0
+
+
+class Settings(_Table):
+    """All of vnsmail.toml."""
+
+    machine: MachineSettings = Field(default_factory=MachineSettings)
+    worker: WorkerSettings = Field(default_factory=WorkerSettings)
+    smtp: SmtpSettings = Field(default_factory=SmtpSettings)
+    queue: QueueSettings = Field(default_factory=QueueSettings)
+    dns: DnsSettings = Field(default_factory=DnsSettings)
+
+
+def load(file: Path) -> Settings:
+    """Return the settings in a TOML file; the defaults if there is none.
+
+    Raises:
+        SettingsError: not TOML, an unknown key, or a value out of range.
+    """
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Settings()
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(str(file), "", "", str(error)) from None
+    try:
+        return Settings.model_validate(table)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(
+            str(file), key, repr(first["input"]), first["msg"].lower()
+        ) from None

@@ -1,0 +1,1 @@
+"""Starts, watches and restarts broker and workers; serves the control socket."""

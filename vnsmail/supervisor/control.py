@@ -1,0 +1,145 @@
+"""What the command line and the supervisor say to each other.
+
+Pure. One JSON value a message over the control socket (SOCK_SEQPACKET, mode 0600): the
+client sends one request, with at most one descriptor, and reads one answer.
+"""
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from vnsmail.engines.protocol import OwnerReport, QueueEntry
+
+
+class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    pass
+
+
+class GetStatus(_Message, frozen=True):
+    """How is the whole?"""
+
+
+class CreateHost(_Message, frozen=True):
+    """Create a virtual host. Words as the user typed them; the supervisor checks."""
+
+    name: str
+    addresses: tuple[str, ...]
+    context: str
+    link: str | None = None
+    gateways: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
+    dry_run: bool = False
+
+
+class DestroyHost(_Message, frozen=True):
+    """Destroy a virtual host and everything that is its own."""
+
+    name: str
+    discard_queue: bool = False
+    dry_run: bool = False
+
+
+class AddUser(_Message, frozen=True):
+    """Give a user of a virtual host a mailbox."""
+
+    address: str
+
+
+class RemoveUser(_Message, frozen=True):
+    """Remove a user; the mailbox folder stays."""
+
+    address: str
+
+
+class Send(_Message, frozen=True):
+    """Queue a message. Carries one descriptor: the message."""
+
+    sender: str
+    recipients: tuple[str, ...]
+    machine: bool = False
+    """Send as the machine itself, from an unbound socket."""
+
+
+class ListQueue(_Message, frozen=True):
+    """List queued messages of one owner, or of all."""
+
+    owner: str | None
+    limit: int
+
+
+class ShutDown(_Message, frozen=True):
+    """End the supervisor and all its processes."""
+
+
+Request: TypeAlias = (
+    GetStatus
+    | CreateHost
+    | DestroyHost
+    | AddUser
+    | RemoveUser
+    | Send
+    | ListQueue
+    | ShutDown
+)
+
+
+class ProcessStatus(msgspec.Struct, frozen=True):
+    """One process of the system."""
+
+    name: str
+    state: str
+    """A state of supervisor/process.py."""
+    pid: int | None
+    restarts: int
+    privileges: str
+    owners: tuple[str, ...] = ()
+
+
+class Status(_Message, frozen=True):
+    """Answer to GetStatus."""
+
+    pid: int
+    root: str
+    processes: tuple[ProcessStatus, ...]
+    owners: tuple[OwnerReport, ...]
+    problems: tuple[tuple[str, str], ...]
+    """Virtual hosts that cannot be served, and why."""
+
+
+class Planned(_Message, frozen=True):
+    """Answer to what changes the network: the steps, done or only planned."""
+
+    steps: tuple[str, ...]
+    changed: bool
+
+
+class Queued(_Message, frozen=True):
+    """Answer to Send: the message is durable in this owner's queue."""
+
+    owner: str
+    queue_id: str
+
+
+class QueueListed(_Message, frozen=True):
+    """Answer to ListQueue."""
+
+    entries: tuple[QueueEntry, ...]
+
+
+class Done(_Message, frozen=True):
+    """The request was carried out."""
+
+
+class Error(_Message, frozen=True):
+    """The request was refused or failed; nothing of it is left."""
+
+    text: str
+    exit_code: int
+    kind: Literal["error"] = "error"
+
+
+Answer: TypeAlias = Status | Planned | Queued | QueueListed | Done | Error
+
+encode = msgspec.json.Encoder().encode
+decode_request = msgspec.json.Decoder(Request).decode
+decode_answer = msgspec.json.Decoder(Answer).decode

@@ -1,0 +1,128 @@
+"""The folders of a root, and who may use them.
+
+Rules of this file: what a worker writes belongs to the worker's account and to nobody
+else; everything above is the supervisor's.
+"""
+
+import fcntl
+import os
+import pwd
+import shutil
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from vnsmail.errors import DaemonRunning, SettingsError, StateUnusable
+from vnsmail.model import MACHINE, Owner
+from vnsmail.settings import Layout, Settings
+from vnsmail.supervisor.privileges import single_uid
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The account workers run as."""
+
+    uid: int
+    gid: int
+
+
+def worker_account(settings: Settings, settings_file: Path) -> Account | None:
+    """Return the account of the workers; None where there is only one uid to be had.
+
+    In a user namespace with a single uid mapped, as of an ordinary user's lab, the
+    workers keep that uid and lose everything else.
+
+    Raises:
+        SettingsError: there is no such account.
+    """
+    if single_uid():
+        return None
+    user = settings.worker.user
+    if user.isdigit():
+        return Account(int(user), int(user))
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        problem = (
+            "no such account; create it with `useradd --system --no-create-home "
+            f"--shell /usr/sbin/nologin {user}`, or name another"
+        )
+        raise SettingsError(str(settings_file), "worker.user", user, problem) from None
+    if entry.pw_uid == 0:
+        raise SettingsError(
+            str(settings_file), "worker.user", user, "workers must not be root"
+        )
+    return Account(entry.pw_uid, entry.pw_gid)
+
+
+def prepare(layout: Layout) -> None:
+    """Make the folders of a root that are missing.
+
+    Raises:
+        StateUnusable: one cannot be made or used.
+    """
+    for folder in (layout.state, layout.run, layout.hosts):
+        try:
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StateUnusable(
+                str(folder), _why(error), "give another --root, or mend it"
+            ) from None
+        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            raise StateUnusable(
+                str(folder), "it is not writable", "give another --root, or mend it"
+            )
+
+
+def prepare_owner(layout: Layout, owner: Owner, account: Account | None) -> Path:
+    """Make the folder of an owner's queue and mailboxes, and give it to the workers."""
+    folder = layout.owner_folder(owner)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if account is not None:
+        os.chown(folder, account.uid, account.gid)
+    return folder
+
+
+def remove_owner(layout: Layout, owner: Owner) -> None:
+    """Remove a destroyed host's folder with all that is in it."""
+    if owner == MACHINE:
+        message = "the machine's folder is not removed"
+        raise ValueError(message)
+    folder = layout.owner_folder(owner)
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def lock(layout: Layout) -> IO[str]:
+    """Become the one supervisor of this root; returns the file that holds the lock.
+
+    The kernel lets go of a flock(2) when its holder dies, however it dies.
+
+    Raises:
+        DaemonRunning: another process is it.
+        StateUnusable: the file cannot be made.
+    """
+    try:
+        file = open(layout.pid_file, "a+")  # noqa: SIM115  open as long as we live
+    except OSError as error:
+        raise StateUnusable(
+            str(layout.pid_file), _why(error), "give another --root, or mend it"
+        ) from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip()
+        file.close()
+        raise DaemonRunning(
+            str(layout.state), int(holder) if holder.isdigit() else 0
+        ) from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def _why(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()

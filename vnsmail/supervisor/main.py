@@ -1,0 +1,263 @@
+"""The supervisor: checks, starts, serves the control socket, ends.
+
+Rules of this file: it imports no child's code; children are started by exec and told
+what they need over their channels. Plain asyncio, for pyroute2's sockets do not work
+once uvloop is installed; nothing here is in the path of a message but its hand-over.
+"""
+
+import asyncio
+import os
+import signal
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vnsmail import log as logging
+from vnsmail.directory import Directory
+from vnsmail.engines.protocol import QueueEntry
+from vnsmail.errors import BadInput, NotFound, NotPrivileged
+from vnsmail.model import MACHINE, HostName, Owner, User, domain_name, host_name
+from vnsmail.settings import Layout, Settings
+from vnsmail.supervisor import control, control_server
+from vnsmail.supervisor.folders import (
+    Account,
+    lock,
+    prepare,
+    prepare_owner,
+    worker_account,
+)
+from vnsmail.supervisor.hosts import Hosts, machine_service
+from vnsmail.supervisor.privileges import NET_ADMIN, SYS_ADMIN, effective
+from vnsmail.supervisor.services import MACHINE_WORKER, Services
+
+RESOLV_CONF = Path("/etc/resolv.conf")
+
+log = logging.logger("supervisor")
+
+
+def check(layout: Layout, settings: Settings) -> Account | None:
+    """Find out what would keep a supervisor from starting; returns the workers' account.
+
+    Raises:
+        NotPrivileged: the network cannot be changed by this process.
+        SettingsError, StateUnusable, DaemonRunning: as their names say.
+    """
+    held = effective()
+    if not (held >> NET_ADMIN & 1 and held >> SYS_ADMIN & 1):
+        raise NotPrivileged(
+            "start vnsmail",
+            "run it as root; to try it as an ordinary user: `vnsmail lab up`",
+        )
+    account = worker_account(settings, layout.settings_file)
+    prepare(layout)
+    lock(layout).close()
+    return account
+
+
+def run(layout: Layout, settings: Settings, ready: Callable[[], None]) -> None:
+    """Be the supervisor of a root until SIGTERM, SIGINT or a request to shut down.
+
+    Args:
+        layout: where the files lie.
+        settings: vnsmail.toml.
+        ready: called once everything runs and every host is served or known not to be.
+
+    Raises:
+        VnsmailError: it cannot start; everything started is ended again.
+    """
+    account = check(layout, settings)
+    with lock(layout):
+        logging.configure(process="supervisor")
+        directory = Directory(layout.directory_db)
+        try:
+            asyncio.run(_Supervisor(layout, settings, account, directory).run(ready))
+        finally:
+            directory.close()
+            layout.control_socket.unlink(missing_ok=True)
+
+
+def resolvers(settings: Settings) -> tuple[str, ...]:
+    """Return the name servers to ask: those of the settings, else resolv.conf(5)."""
+    if settings.dns.servers:
+        return tuple(str(server) for server in settings.dns.servers)
+    try:
+        lines = RESOLV_CONF.read_text().splitlines()
+    except OSError:
+        return ()
+    words = [line.split() for line in lines]
+    return tuple(w[1].partition("%")[0] for w in words if w[:1] == ["nameserver"])[:3]
+
+
+class _Supervisor:
+    def __init__(
+        self,
+        layout: Layout,
+        settings: Settings,
+        account: Account | None,
+        directory: Directory,
+    ) -> None:
+        self._layout = layout
+        self._settings = settings
+        self._account = account
+        self._directory = directory
+        self._services = Services(settings, resolvers(settings), self._worker_options)
+        self._hosts = Hosts(layout, directory, self._services, account)
+        self._ending = asyncio.Event()
+
+    def _worker_options(self, worker: str) -> Sequence[str]:
+        """Return what the launcher does to a worker before it runs.
+
+        It sees the folders of what it may own, the machine's or the hosts', and no
+        other state.
+        """
+        layout = self._layout
+        folder = (
+            layout.owner_folder(Owner(MACHINE))
+            if worker == MACHINE_WORKER
+            else layout.hosts
+        )
+        options = ["--empty-network", "--reveal", f"{folder}:rw"]
+        if self._account is not None:
+            options += ["--user", str(self._account.uid)]
+        return options
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._ending.set)
+        prepare_owner(self._layout, Owner(MACHINE), self._account)
+        sock = control_server.listen(self._layout)
+        with sock:
+            async with asyncio.TaskGroup() as tasks:
+                children = tasks.create_task(self._services.run())
+                try:
+                    await self._start(ready)
+                    serving = tasks.create_task(
+                        control_server.serve(sock, self._handle)
+                    )
+                    await self._ending.wait()
+                    serving.cancel()
+                finally:
+                    sock.close()
+                    await self._services.stop()
+                    await children
+        log.info("supervisor.ended")
+
+    async def _start(self, ready: Callable[[], None]) -> None:
+        await self._hosts.recover()
+        starting = asyncio.ensure_future(self._services.ready())
+        ending = asyncio.ensure_future(self._ending.wait())
+        await asyncio.wait({starting, ending}, return_when=asyncio.FIRST_COMPLETED)
+        ending.cancel()
+        if not starting.done():
+            starting.cancel()
+            return
+        starting.result()
+        machine = machine_service(self._layout, self._settings.machine.name)
+        await self._services.serve_or_note(machine)
+        await self._hosts.serve_all()
+        log.info("supervisor.ready", root=str(self._layout.state), pid=os.getpid())
+        ready()
+
+    # Requests ----------------------------------------------------------------
+
+    async def _handle(  # noqa: PLR0911  one line a request, like a table
+        self, request: control.Request, fds: list[int], uid: int
+    ) -> control.Answer:
+        match request:
+            case control.GetStatus():
+                return await self._status()
+            case control.CreateHost():
+                return await self._hosts.create(request)
+            case control.DestroyHost():
+                return await self._hosts.destroy(request)
+            case control.AddUser():
+                return await self._add_user(request)
+            case control.RemoveUser():
+                return await self._remove_user(request)
+            case control.Send():
+                return await self._send(request, fds, uid)
+            case control.ListQueue():
+                return await self._list_queue(request)
+            case control.ShutDown():
+                self._ending.set()
+                return control.Done()
+
+    async def _status(self) -> control.Status:
+        return control.Status(
+            pid=os.getpid(),
+            root=str(self._layout.state),
+            processes=self._services.processes(),
+            owners=await self._services.reports(),
+            problems=tuple(self._services.problems.items()),
+        )
+
+    async def _add_user(self, request: control.AddUser) -> control.Done:
+        user = self._user(request.address)
+        self._directory.add_user(user)
+        await self._hosts.refresh(user.host)
+        return control.Done()
+
+    async def _remove_user(self, request: control.RemoveUser) -> control.Done:
+        user = self._user(request.address)
+        self._directory.remove_user(user)
+        await self._hosts.refresh(user.host)
+        return control.Done()
+
+    def _user(self, address: str) -> User:
+        """Return the user meant by an address at any domain of a virtual host."""
+        local_part, at, domain = address.rpartition("@")
+        if not at:
+            raise BadInput("user", address, "write it as user@alpha.example")
+        return User(self._host_of(domain_name(domain)), local_part.lower())
+
+    def _host_of(self, domain: HostName) -> HostName:
+        owner = self._directory.domain_owner(domain)
+        if owner is None:
+            raise NotFound(
+                "domain", domain, "no virtual host has it; see `vnsmail host list`"
+            )
+        return owner
+
+    async def _send(
+        self, request: control.Send, fds: list[int], uid: int
+    ) -> control.Queued:
+        if len(fds) != 1:
+            raise BadInput("message", "", "exactly one descriptor must come with it")
+        if not request.recipients:
+            raise BadInput("recipient", "", "give at least one")
+        if request.machine:
+            owner, sender = MACHINE, request.sender
+            sender = sender or f"root@{self._settings.machine.name}"
+        else:
+            owner, sender = self._sender(request.sender), request.sender
+        queue_id = await self._services.inject(
+            owner, sender, request.recipients, uid, fds[0]
+        )
+        return control.Queued(owner, queue_id)
+
+    def _sender(self, address: str) -> HostName:
+        """Return the virtual host whose user has that address.
+
+        A sender who is no user of a virtual host is refused here, before anything of
+        the message is looked at.
+        """
+        user = self._directory.find_user(address)
+        if user is None:
+            raise NotFound(
+                "sender",
+                address,
+                "no user of a virtual host has this address; see `vnsmail user list`",
+            )
+        return user.host
+
+    async def _list_queue(self, request: control.ListQueue) -> control.QueueListed:
+        known = self._services.owners()
+        if request.owner is not None and request.owner not in known:
+            host_name(request.owner)
+            raise NotFound("virtual host", request.owner, "see `vnsmail host list`")
+        entries: list[QueueEntry] = []
+        for owner in known if request.owner is None else [request.owner]:
+            entries += await self._services.list_queue(owner, request.limit)
+        entries.sort(key=lambda entry: entry.envelope.received_at)
+        return control.QueueListed(tuple(entries[: request.limit]))

@@ -1,0 +1,88 @@
+"""Asking another process over a channel: questions with ids, answers matched to them.
+
+Rules of this file: every question is answered, fails, or times out; when the other end
+goes, all that wait fail at once with ChannelClosed.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+from vnsmail.channel import Channel, ChannelClosed, close_all
+
+
+class HasId(Protocol):
+    """A message that carries the number of its question."""
+
+    @property
+    def id(self) -> int: ...
+
+
+AnswerT = TypeVar("AnswerT", bound=HasId)
+
+
+class Peer(Generic[AnswerT]):
+    """The asking end of a channel whose other end answers in any order."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        encode: Callable[[Any], bytes],
+        decode: Callable[[bytes], AnswerT],
+    ) -> None:
+        self._channel = channel
+        self._encode = encode
+        self._decode = decode
+        self._last_id = 0
+        self._waiting: dict[int, asyncio.Future[AnswerT]] = {}
+        self._closed = False
+
+    async def listen(self) -> None:
+        """Receive answers until the other end goes; run it as a task beside ``ask``."""
+        try:
+            while True:
+                payload, fds = await self._channel.receive()
+                close_all(fds)
+                answer = self._decode(payload)
+                waiter = self._waiting.pop(answer.id, None)
+                if waiter is not None and not waiter.done():
+                    waiter.set_result(answer)
+        except ChannelClosed:
+            return
+        finally:
+            self.close()
+
+    async def ask(
+        self,
+        question: Callable[[int], HasId],
+        fds: Sequence[int] = (),
+        *,
+        seconds: float = 60.0,
+    ) -> AnswerT:
+        """Send ``question(id)`` with descriptors, and return the answer to it.
+
+        Raises:
+            ChannelClosed: the other end is gone.
+            TimeoutError: no answer within ``seconds``.
+        """
+        if self._closed:
+            raise ChannelClosed
+        self._last_id += 1
+        number = self._last_id
+        waiter: asyncio.Future[AnswerT] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = waiter
+        try:
+            async with asyncio.timeout(seconds):
+                await self._channel.send(self._encode(question(number)), fds)
+                return await waiter
+        finally:
+            self._waiting.pop(number, None)
+
+    def close(self) -> None:
+        """Give up: whoever waits is told, and nobody can ask any more."""
+        self._closed = True
+        for waiter in self._waiting.values():
+            if not waiter.done():
+                waiter.set_exception(ChannelClosed())
+        self._waiting.clear()
+        self._channel.close()

@@ -1,0 +1,400 @@
+"""Broker and workers, kept running and kept informed of who owns what.
+
+Rules of this file: a virtual host is assigned to one worker at a time; the broker is
+told of an owner before the worker is, and told to forget it after the worker has let
+go, so that a worker never holds a grant without the duty or the duty without a grant.
+"""
+
+import asyncio
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from vnsmail import channel
+from vnsmail.broker import protocol as broker
+from vnsmail.engines import protocol as engine
+from vnsmail.errors import BrokerGone, NotFound, StateUnusable, VnsmailError
+from vnsmail.log import logger
+from vnsmail.model import MACHINE
+from vnsmail.settings import Settings
+from vnsmail.supervisor.control import ProcessStatus
+from vnsmail.supervisor.peer import Peer
+from vnsmail.supervisor.plan import worker_for
+from vnsmail.supervisor.privileges import describe
+from vnsmail.supervisor.process import Child, State
+
+BROKER_CAPABILITIES = "net_admin,sys_admin,net_bind_service,net_raw"
+"""setns(2) wants CAP_SYS_ADMIN; binding port 25 CAP_NET_BIND_SERVICE."""
+
+MACHINE_WORKER = "worker-machine"
+"""The one worker whose sockets are unbound. It owns the machine and nothing else."""
+
+RETRY_AFTER = 5.0
+"""Seconds between attempts to serve an owner that could not be served."""
+
+BrokerPeer: TypeAlias = Peer[broker.SupervisorAnswer]
+WorkerPeer: TypeAlias = Peer[engine.Answer]
+
+log = logger("supervisor")
+
+
+class WorkerRefused(VnsmailError):
+    """A worker could not do what it was asked; the sentence is its own."""
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text, exit_code)
+        self.text = text
+        self.exit_code = exit_code  # type: ignore[misc]  # the worker knows the kind
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """An owner to be served: what its worker must know, and where its sockets live."""
+
+    facts: engine.OwnerFacts
+    namespace: str
+    """Name of its network namespace; empty for the machine's own."""
+
+
+@dataclass(slots=True)
+class _Worker:
+    name: str
+    child: Child[engine.Answer]
+    peer: WorkerPeer | None = None
+    services: dict[str, Service] = field(default_factory=dict)
+
+
+class Services:
+    """Everything that runs below the supervisor."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        resolvers: Sequence[str],
+        worker_options: Callable[[str], Sequence[str]],
+    ) -> None:
+        """``worker_options`` gives the launcher's options for the worker of that name."""
+        self._settings = settings
+        self._resolvers = tuple(resolvers)
+        self.problems: dict[str, str] = {}
+        self._introducing = asyncio.Lock()
+        self._broker_peer: BrokerPeer | None = None
+        self._broker = Child[broker.SupervisorAnswer](
+            "broker",
+            "vnsmail.broker.server",
+            ("--keep-capabilities", BROKER_CAPABILITIES),
+            peer=lambda c: Peer(c, broker.encode, broker.decode_supervisor_answer),
+            on_start=self._broker_started,
+            on_exit=self._broker_ended,
+        )
+        names = [f"worker-{n}" for n in range(settings.worker.count)]
+        self._workers = {
+            name: self._worker(name, worker_options(name))
+            for name in [MACHINE_WORKER, *names]
+        }
+
+    def _worker(self, name: str, options: Sequence[str]) -> _Worker:
+        child = Child[engine.Answer](
+            name,
+            "vnsmail.engines.native",
+            options,
+            peer=lambda c: Peer(c, engine.encode, engine.decode_answer),
+            on_start=lambda peer: self._worker_started(name, peer),
+            on_exit=lambda: self._worker_ended(name),
+        )
+        return _Worker(name, child)
+
+    # Running -----------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keep all children running until ``stop``."""
+        async with asyncio.TaskGroup() as tasks:
+            children = [self._broker, *(w.child for w in self._workers.values())]
+            running = [tasks.create_task(child.run()) for child in children]
+            mending = tasks.create_task(self._mend())
+            await asyncio.wait(running)
+            mending.cancel()
+
+    async def stop(self) -> None:
+        """Ask the workers to finish, then end them, then the broker."""
+        for worker in self._workers.values():
+            worker.child.stop()
+        peers = [w.peer for w in self._workers.values() if w.peer]
+        await asyncio.gather(
+            *(peer.ask(engine.Stop, seconds=5) for peer in peers),
+            return_exceptions=True,
+        )
+        self._broker.stop()
+
+    async def ready(self) -> None:
+        """Wait until broker and workers run; each gets some seconds to start."""
+        children = [self._broker, *(w.child for w in self._workers.values())]
+        for _ in range(600):
+            if all(child.state is State.RUNNING for child in children):
+                return
+            failing = next((c for c in children if c.restarts > 2), None)
+            if failing:
+                raise StateUnusable(
+                    failing.name, "it ends as soon as it starts", "see the log above"
+                )
+            await asyncio.sleep(0.05)
+        raise StateUnusable("broker or worker", "not ready within 30 s", "see the log")
+
+    async def _broker_started(self, peer: BrokerPeer) -> None:
+        configure = broker.Configure
+        ports, resolvers = (self._settings.smtp.port,), self._resolvers
+        await _granted(
+            peer.ask(lambda n: configure(id=n, ports=ports, resolvers=resolvers))
+        )
+        async with self._introducing:
+            self._broker_peer = peer
+            for worker in self._workers.values():
+                if worker.peer:
+                    await self._introduce(worker)
+
+    def _broker_ended(self) -> None:
+        self._broker_peer = None
+
+    async def _worker_started(self, name: str, peer: WorkerPeer) -> None:
+        text = self._settings.model_dump_json()
+        resolvers = self._resolvers
+        await _done(peer.ask(lambda n: engine.Configure(n, name, text, resolvers)))
+        worker = self._workers[name]
+        async with self._introducing:
+            worker.peer = peer
+            if self._broker_peer:
+                await self._introduce(worker)
+        for service in list(worker.services.values()):
+            await self._try_assign(worker, service)
+
+    def _worker_ended(self, name: str) -> None:
+        self._workers[name].peer = None
+
+    async def _introduce(self, worker: _Worker) -> None:
+        """Give the worker and the broker a channel to each other, and its grants."""
+        if self._broker_peer is None or worker.peer is None:
+            return
+        one, other = channel.pair()
+        with one, other:
+            name = worker.name
+            await _granted(
+                self._broker_peer.ask(
+                    lambda n: broker.Attach(id=n, worker=name), (one.fileno(),)
+                )
+            )
+            for service in worker.services.values():
+                await self._grant(name, service)
+            await _done(worker.peer.ask(engine.UseBroker, (other.fileno(),)))
+
+    async def _mend(self) -> None:
+        """Try again, now and then, what could not be served."""
+        while True:
+            await asyncio.sleep(RETRY_AFTER)
+            for worker in self._workers.values():
+                for owner, service in list(worker.services.items()):
+                    if owner in self.problems and worker.peer:
+                        await self._try_assign(worker, service)
+
+    # Owners ------------------------------------------------------------------
+
+    async def serve(self, service: Service) -> None:
+        """Assign an owner to a worker, or give its worker the owner's changed facts.
+
+        Raises:
+            WorkerRefused: the worker cannot serve it; it is not assigned any more.
+        """
+        owner = service.facts.owner
+        worker = self._holder(owner) or self._choose(owner)
+        earlier = worker.services.get(owner)
+        worker.services[owner] = service
+        try:
+            await self._grant(worker.name, service)
+            await self._assign(worker, service)
+        except VnsmailError:
+            if earlier is None:
+                await self.release(owner)
+            else:
+                worker.services[owner] = earlier
+            raise
+        self.problems.pop(owner, None)
+
+    async def serve_or_note(self, service: Service) -> None:
+        """Serve an owner; if that fails, keep trying and tell the reason in status."""
+        owner = service.facts.owner
+        try:
+            await self.serve(service)
+        except (VnsmailError, TimeoutError) as error:
+            worker = self._holder(owner) or self._choose(owner)
+            worker.services[owner] = service
+            self.problems[owner] = str(error)
+            log.warning("owner.unserved", owner=owner, reason=str(error))
+
+    async def release(self, owner: str) -> None:
+        """Take an owner from its worker and make the broker forget it."""
+        worker = self._holder(owner)
+        if worker is None:
+            return
+        worker.services.pop(owner, None)
+        self.problems.pop(owner, None)
+        if worker.peer:
+            await _done(worker.peer.ask(lambda n: engine.Release(n, owner)))
+        if self._broker_peer:
+            name = worker.name
+            await _granted(
+                self._broker_peer.ask(
+                    lambda n: broker.Revoke(id=n, worker=name, host=owner)
+                )
+            )
+
+    def service(self, owner: str) -> Service:
+        """Return what an owner is served as.
+
+        Raises:
+            NotFound: nobody serves it.
+        """
+        worker = self._holder(owner)
+        if worker is None:
+            raise NotFound("virtual host", owner, "it is not served; see `vnsmail status`")
+        return worker.services[owner]
+
+    async def inject(
+        self, owner: str, sender: str, recipients: tuple[str, ...], uid: int, fd: int
+    ) -> str:
+        """Hand a message to the owner's worker; returns its queue id.
+
+        Raises:
+            NotFound: nobody serves the owner.
+            WorkerRefused: the message or an address is not acceptable.
+        """
+        answer = await self._asked(
+            owner, lambda n: engine.Inject(n, owner, sender, recipients, uid), (fd,)
+        )
+        if not isinstance(answer, engine.Injected):
+            raise WorkerRefused(_failure(answer), 1)
+        return answer.queue_id
+
+    async def list_queue(self, owner: str, limit: int) -> tuple[engine.QueueEntry, ...]:
+        """Return the oldest queued messages of an owner."""
+        answer = await self._asked(owner, lambda n: engine.ListQueue(n, owner, limit))
+        if not isinstance(answer, engine.QueueListed):
+            raise WorkerRefused(_failure(answer), 1)
+        return answer.entries
+
+    async def _asked(
+        self,
+        owner: str,
+        question: Callable[[int], engine.Request],
+        fds: Sequence[int] = (),
+    ) -> engine.Answer:
+        worker = self._holder(owner)
+        if worker is None:
+            raise NotFound("virtual host", owner, "it is not served; see `vnsmail status`")
+        if worker.peer is None:
+            raise WorkerRefused(f"{worker.name} is being started; try again", 1)
+        answer = await worker.peer.ask(question, fds)
+        if isinstance(answer, engine.Failed):
+            raise WorkerRefused(answer.text, answer.exit_code)
+        return answer
+
+    def owners(self) -> list[str]:
+        """Return everyone who is served, the machine first."""
+        return [o for w in self._workers.values() for o in w.services]
+
+    # Reports -----------------------------------------------------------------
+
+    async def reports(self) -> tuple[engine.OwnerReport, ...]:
+        """Return how every owner is doing; those of a dead worker are missing."""
+        found: list[engine.OwnerReport] = []
+        for worker in self._workers.values():
+            if worker.peer is None:
+                continue
+            answer = await worker.peer.ask(engine.Report, seconds=10)
+            if isinstance(answer, engine.Reported):
+                found += answer.owners
+        return tuple(found)
+
+    def processes(self) -> tuple[ProcessStatus, ...]:
+        """Return the state and the privileges of each child."""
+        rows = [(self._broker, ())] + [
+            (w.child, tuple(w.services)) for w in self._workers.values()
+        ]
+        return tuple(
+            ProcessStatus(
+                name=child.name,
+                state=child.state.value,
+                pid=child.pid,
+                restarts=child.restarts,
+                privileges=describe(child.pid) if child.pid else "",
+                owners=owners,
+            )
+            for child, owners in rows
+        )
+
+    # Within ------------------------------------------------------------------
+
+    def _holder(self, owner: str) -> _Worker | None:
+        holders = (w for w in self._workers.values() if owner in w.services)
+        return next(holders, None)
+
+    def _choose(self, owner: str) -> _Worker:
+        if owner == MACHINE:
+            return self._workers[MACHINE_WORKER]
+        loads = {
+            w.name: len(w.services)
+            for w in self._workers.values()
+            if w.name != MACHINE_WORKER
+        }
+        return self._workers[worker_for(loads)]
+
+    async def _grant(self, worker: str, service: Service) -> None:
+        if self._broker_peer is None:
+            raise BrokerGone
+        grant = broker.HostGrant(
+            name=service.facts.owner,
+            namespace=service.namespace,
+            addresses=service.facts.addresses,
+        )
+        await _granted(
+            self._broker_peer.ask(
+                lambda n: broker.Grant(id=n, worker=worker, hosts=(grant,))
+            )
+        )
+
+    async def _assign(self, worker: _Worker, service: Service) -> None:
+        if worker.peer is None:
+            raise WorkerRefused(f"{worker.name} is being started", 1)
+        await _done(worker.peer.ask(lambda n: engine.Assign(n, service.facts)))
+
+    async def _try_assign(self, worker: _Worker, service: Service) -> None:
+        owner = service.facts.owner
+        try:
+            await self._assign(worker, service)
+        except (VnsmailError, TimeoutError) as error:
+            self.problems[owner] = str(error)
+            log.warning("owner.unserved", owner=owner, reason=str(error))
+        else:
+            self.problems.pop(owner, None)
+
+
+async def _done(asking: Awaitable[engine.Answer]) -> None:
+    answer = await asking
+    if not isinstance(answer, engine.Done):
+        raise WorkerRefused(_failure(answer), getattr(answer, "exit_code", 1))
+
+
+def _failure(answer: engine.Answer) -> str:
+    if isinstance(answer, engine.Failed):
+        return answer.text
+    return f"unexpected answer {type(answer).__name__}"
+
+
+async def _granted(asking: Awaitable[broker.SupervisorAnswer]) -> None:
+    answer = await asking
+    if not isinstance(answer, broker.Done):
+        raise VnsmailError(getattr(answer, "text", "unexpected answer of the broker"))
+
+
