@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "vnsmail"
 FLOORS = [
     {"errors"},
     {"model", "log"},
-    {"settings", "channel"},
+    {"settings", "channel", "database"},
     {"smtp", "message", "net", "directory"},
     {"queue", "broker", "capture"},
     {"mailbox", "resolve"},

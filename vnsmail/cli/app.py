@@ -6,7 +6,6 @@ not running; 4 a privilege is missing (docs/reference/cli.md).
 
 import os
 import sys
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -37,7 +36,7 @@ app.add_typer(queue.app, name="queue")
 app.add_typer(lab.app, name="lab")
 
 
-def _version(value: bool) -> None:  # noqa: FBT001  typer calls it with the flag
+def _version(value: bool) -> None:
     if value:
         typer.echo(f"vnsmail {__version__}")
         raise typer.Exit
@@ -54,7 +53,7 @@ def _common(
             "without it /etc/vnsmail, /var/lib/vnsmail and /run/vnsmail.",
         ),
     ] = None,
-    version: Annotated[  # noqa: ARG001  _version acts on it
+    version: Annotated[
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Show it."),
     ] = False,

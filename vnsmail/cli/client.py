@@ -1,7 +1,6 @@
 """Asking the running supervisor over its control socket."""
 
 import socket
-
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -51,8 +50,9 @@ def ask(
             send_now(sock, control.encode(request), fds)
             payload, received = receive_now(sock)
         except PermissionError:
+            msg = f"use {path}"
             raise NotPrivileged(
-                f"use {path}", "run it as the user that started vnsmail (root)"
+                msg, "run it as the user that started vnsmail (root)"
             ) from None
         except TimeoutError:
             text = f"vnsmail did not answer within {PATIENCE:.0f} s"

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import time
-
 from typing import Annotated
 
 import typer
@@ -131,5 +130,13 @@ def status(context: typer.Context, json: AsJson = False) -> None:
         for owner, problem in problems.items()
         if owner not in served
     ]
-    columns = ("owner", "state", "listening", "sessions", "queued", "deferred", "oldest")
+    columns = (
+        "owner",
+        "state",
+        "listening",
+        "sessions",
+        "queued",
+        "deferred",
+        "oldest",
+    )
     table("owners", columns, rows, "nothing is served")

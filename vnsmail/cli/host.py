@@ -15,7 +15,9 @@ from vnsmail.net import names
 from vnsmail.settings import Layout
 from vnsmail.supervisor import control
 
-app = typer.Typer(help="Create, look at and destroy virtual hosts.", no_args_is_help=True)
+app = typer.Typer(
+    help="Create, look at and destroy virtual hosts.", no_args_is_help=True
+)
 
 
 @app.command()
@@ -126,9 +128,7 @@ def show(
     value = {
         **_described(host),
         "users": [user.local_part for user in users],
-        "namespace": names.namespace(layout.instance, wanted)
-        if host.uplink
-        else None,
+        "namespace": names.namespace(layout.instance, wanted) if host.uplink else None,
         **_live(layout, wanted),
     }
     if json:
@@ -182,5 +182,3 @@ def _show_plan(answer: control.Planned, *, json: bool, dry_run: bool) -> None:
             line(step)
         if not answer.steps:
             remark("nothing to do")
-
-

@@ -1,7 +1,6 @@
 """``vnsmail queue``: what waits to be sent."""
 
 import time
-
 from typing import Annotated
 
 import typer

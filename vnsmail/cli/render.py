@@ -7,11 +7,9 @@ standard error.
 import contextlib
 import sys
 import time
-
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
-
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
@@ -48,9 +46,7 @@ def table(
     shown = Table(title=title, title_justify="left", header_style="bold")
     for column in columns:
         right = column in {"queued", "deferred", "packets", "wrong", "size", "restarts"}
-        shown.add_column(
-            column, justify="right" if right else "left", overflow="fold"
-        )
+        shown.add_column(column, justify="right" if right else "left", overflow="fold")
     for row in rows:
         shown.add_row(*(_cell(value) for value in row))
     _out.print(shown)

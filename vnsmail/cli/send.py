@@ -2,7 +2,6 @@
 
 import os
 import sys
-
 from pathlib import Path
 from typing import Annotated
 
@@ -69,7 +68,9 @@ def _message(file: Path | None, subject: str | None, text: str | None) -> bytes:
         try:
             return file.read_bytes()
         except OSError as error:
-            raise BadInput("file", str(file), f"cannot read it: {error.strerror}") from None
+            raise BadInput(
+                "file", str(file), f"cannot read it: {error.strerror}"
+            ) from None
     if sys.stdin.isatty():
         raise BadInput("message", "", "give --text, --file, or a message on stdin")
     return sys.stdin.buffer.read()

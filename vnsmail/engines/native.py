@@ -13,10 +13,7 @@ import asyncio
 import os
 import signal
 import socket
-
-
 from concurrent.futures import ThreadPoolExecutor
-
 
 import uvloop
 
@@ -88,7 +85,7 @@ class Worker:
         except ChannelClosed:
             self.end()
 
-    async def _handle(  # noqa: PLR0911  one case a request, like a table
+    async def _handle(
         self, request: protocol.Request, fds: list[int]
     ) -> protocol.Answer:
         match request:

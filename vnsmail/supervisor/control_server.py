@@ -9,7 +9,6 @@ import asyncio
 import os
 import socket
 import struct
-
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
@@ -98,7 +97,7 @@ async def _handled(
     except (OSError, TimeoutError) as error:
         log.exception("control.failed", request=type(request).__name__)
         return control.Error(f"cannot do this: {error or type(error).__name__}", 1)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         # A fault of ours must not end the supervisor of everybody's mail.
         log.exception("control.fault", request=type(request).__name__)
         return control.Error(f"internal fault ({error!r}); see the log", 1)

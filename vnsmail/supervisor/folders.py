@@ -8,7 +8,6 @@ import fcntl
 import os
 import pwd
 import shutil
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO

@@ -8,7 +8,6 @@ it exists; what was being destroyed goes too. One change at a time.
 """
 
 import asyncio
-
 from collections.abc import Sequence
 
 from vnsmail.directory import Directory

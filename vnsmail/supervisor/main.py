@@ -8,7 +8,6 @@ once uvloop is installed; nothing here is in the path of a message but its hand-
 import asyncio
 import os
 import signal
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

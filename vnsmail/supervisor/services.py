@@ -6,7 +6,6 @@ go, so that a worker never holds a grant without the duty or the duty without a 
 """
 
 import asyncio
-
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -258,7 +257,9 @@ class Services:
         """
         worker = self._holder(owner)
         if worker is None:
-            raise NotFound("virtual host", owner, "it is not served; see `vnsmail status`")
+            raise NotFound(
+                "virtual host", owner, "it is not served; see `vnsmail status`"
+            )
         return worker.services[owner]
 
     async def inject(
@@ -292,9 +293,12 @@ class Services:
     ) -> engine.Answer:
         worker = self._holder(owner)
         if worker is None:
-            raise NotFound("virtual host", owner, "it is not served; see `vnsmail status`")
+            raise NotFound(
+                "virtual host", owner, "it is not served; see `vnsmail status`"
+            )
         if worker.peer is None:
-            raise WorkerRefused(f"{worker.name} is being started; try again", 1)
+            msg = f"{worker.name} is being started; try again"
+            raise WorkerRefused(msg, 1)
         answer = await worker.peer.ask(question, fds)
         if isinstance(answer, engine.Failed):
             raise WorkerRefused(answer.text, answer.exit_code)
@@ -366,7 +370,8 @@ class Services:
 
     async def _assign(self, worker: _Worker, service: Service) -> None:
         if worker.peer is None:
-            raise WorkerRefused(f"{worker.name} is being started", 1)
+            msg = f"{worker.name} is being started"
+            raise WorkerRefused(msg, 1)
         await _done(worker.peer.ask(lambda n: engine.Assign(n, service.facts)))
 
     async def _try_assign(self, worker: _Worker, service: Service) -> None:
@@ -396,5 +401,3 @@ async def _granted(asking: Awaitable[broker.SupervisorAnswer]) -> None:
     answer = await asking
     if not isinstance(answer, broker.Done):
         raise VnsmailError(getattr(answer, "text", "unexpected answer of the broker"))
-
-

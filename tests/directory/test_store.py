@@ -1,0 +1,346 @@
+import os
+import stat
+from ipaddress import ip_address
+
+import pytest
+
+from vnsmail.directory import Directory, open_to_read
+from vnsmail.errors import BadInput, NotFound, NotPrivileged, StateUnusable, Taken
+from vnsmail.model import (
+    Context,
+    HostName,
+    SourceAddress,
+    Uplink,
+    User,
+    VirtualHost,
+)
+
+ALPHA = HostName("alpha.example")
+BETA = HostName("beta.example")
+
+
+def virtual_host(name=ALPHA, addresses=("10.77.0.11/24", "fd77::11/64"), domains=()):
+    return VirtualHost(
+        name=name,
+        context=Context.NAMESPACE,
+        addresses=tuple(SourceAddress.parse(address) for address in addresses),
+        domains=(name, *map(HostName, domains)),
+        link="br0",
+        uplink=Uplink.BRIDGE,
+        gateways=(ip_address("10.77.0.1"), ip_address("fd77::1")),
+    )
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "directory.db"
+
+
+@pytest.fixture
+def directory(path):
+    directory = Directory(path)
+    yield directory
+    directory.close()
+
+
+def add(directory, host, *users):
+    directory.add_host(host)
+    directory.activate(host.name)
+    for local_part in users:
+        directory.add_user(User(host.name, local_part))
+    return host
+
+
+class TestHosts:
+    def test_host_comes_back_as_it_was(self, path, directory):
+        """Every fact of a host, and their order, outlives the process."""
+        host = add(directory, virtual_host(domains=["b.example", "a.example"]))
+        directory.close()
+
+        directory = Directory(path)
+        assert directory.hosts() == (host,)
+        assert directory.host(ALPHA) == directory.find(ALPHA) == host
+        directory.close()
+
+    def test_alias_host(self, directory):
+        """A host without uplink and gateways is kept as such."""
+        host = VirtualHost(
+            ALPHA,
+            Context.ALIAS,
+            (SourceAddress.parse("10.77.0.11/24"),),
+            (ALPHA,),
+            "eth0",
+        )
+        add(directory, host)
+
+        assert directory.host(ALPHA) == host
+
+    def test_hosts_by_name(self, directory):
+        """Hosts come sorted."""
+        beta = add(directory, virtual_host(BETA, ["10.77.0.12/24"]))
+        alpha = add(directory, virtual_host())
+
+        assert directory.hosts() == (alpha, beta)
+
+    def test_unknown(self, directory):
+        """A name nobody has is not found."""
+        assert directory.find(ALPHA) is None
+        for attempt in (
+            directory.host,
+            directory.activate,
+            directory.begin_destroy,
+            directory.remove_host,
+        ):
+            with pytest.raises(NotFound, match=ALPHA):
+                attempt(ALPHA)
+
+
+class TestJournal:
+    def test_creating_is_no_host_yet(self, directory):
+        """A host that is being made should not exist to anybody else."""
+        directory.add_host(virtual_host())
+
+        assert directory.hosts() == ()
+        assert directory.domain_owner(ALPHA) is None
+        assert directory.unfinished() == (ALPHA,)
+        assert directory.being_destroyed() == ()
+        with pytest.raises(NotFound):
+            directory.add_user(User(ALPHA, "ann"))
+
+    def test_destroying_is_no_host_any_more(self, directory):
+        """A host whose destruction was begun is to be removed, and still known."""
+        host = add(directory, virtual_host(), "ann")
+        directory.begin_destroy(ALPHA)
+        directory.begin_destroy(ALPHA)
+
+        assert directory.hosts() == ()
+        assert directory.find_user("ann@alpha.example") is None
+        assert directory.unfinished() == directory.being_destroyed() == (ALPHA,)
+        assert directory.host(ALPHA) == host
+        with pytest.raises(NotFound):
+            directory.activate(ALPHA)
+
+    def test_removed_host_leaves_nothing(self, directory):
+        """After removal name, addresses, domains and users are free."""
+        host = add(directory, virtual_host(domains=["a.example"]), "ann")
+        directory.begin_destroy(ALPHA)
+        directory.remove_host(ALPHA)
+
+        assert directory.unfinished() == ()
+        add(directory, host)
+        assert directory.users(ALPHA) == ()
+
+    def test_half_made_host_is_known_after_a_crash(self, path, directory):
+        """What was begun is found by the next process."""
+        directory.add_host(virtual_host())
+        directory.close()
+
+        directory = Directory(path)
+        assert directory.unfinished() == (ALPHA,)
+        directory.close()
+
+
+class TestTaken:
+    @pytest.mark.parametrize(
+        ("other", "what", "value"),
+        [
+            (virtual_host(addresses=["10.77.0.99/24"]), "virtual host", ALPHA),
+            (virtual_host(BETA, ["10.77.0.11/16"]), "address", "10.77.0.11"),
+            (virtual_host(BETA, ["fd77:0::11/64"]), "address", "fd77::11"),
+            (
+                virtual_host(BETA, ["10.77.0.12/24"], ["shop.example"]),
+                "domain",
+                "shop.example",
+            ),
+            (
+                virtual_host(HostName("shop.example"), ["10.77.0.12/24"]),
+                "domain",
+                "shop.example",
+            ),
+            (
+                virtual_host(BETA, ["10.77.0.12/24"], ["alpha.example"]),
+                "domain",
+                "alpha.example",
+            ),
+        ],
+    )
+    def test_names_the_holder_and_changes_nothing(self, directory, other, what, value):
+        """What is taken is refused with its holder; the holder is untouched."""
+        host = add(directory, virtual_host(domains=["shop.example"]))
+
+        for attempt in (directory.check_free, directory.add_host):
+            with pytest.raises(Taken) as caught:
+                attempt(other)
+            assert (caught.value.what, caught.value.value) == (what, value)
+            assert ALPHA in str(caught.value)
+        assert directory.hosts() == (host,)
+        assert directory.unfinished() == ()
+
+    def test_holder_half_destroyed(self, directory):
+        """Who holds it may be on its way out; then that is what to finish."""
+        add(directory, virtual_host())
+        directory.begin_destroy(ALPHA)
+
+        with pytest.raises(Taken, match=r"half made or destroyed.*destroy alpha"):
+            directory.check_free(virtual_host(BETA))
+
+    def test_free(self, directory):
+        """Another name, address and domain are free."""
+        add(directory, virtual_host())
+
+        directory.check_free(virtual_host(BETA, ["10.77.0.12/24"]))
+
+    def test_address_given_twice(self, directory):
+        """One host cannot have an address twice; nothing is left of it."""
+        with pytest.raises(StateUnusable):
+            directory.add_host(virtual_host(addresses=["10.0.0.1/8", "10.0.0.1/24"]))
+
+        assert directory.unfinished() == ()
+
+
+class TestUsers:
+    def test_found_at_every_domain_of_the_host(self, directory):
+        """A user is one person at all domains of a host, in any case of letters."""
+        add(directory, virtual_host(domains=["shop.example"]), "ann")
+
+        for address in ("ann@alpha.example", "Ann@SHOP.example", "ANN@shop.example."):
+            assert directory.find_user(address) == User(ALPHA, "ann")
+
+    @pytest.mark.parametrize(
+        "address",
+        [
+            "ann",
+            "ann@",
+            "@alpha.example",
+            "bob@alpha.example",
+            "ann@b.example",
+            "ann@beta.example",
+            "ann@alpha.example@x",
+            "ann@[10.77.0.11]",
+            "ann@a\tb",
+        ],
+    )
+    def test_not_found(self, directory, address):
+        """Whoever is no user of a host is nobody."""
+        add(directory, virtual_host(), "ann")
+        add(directory, virtual_host(BETA, ["10.77.0.12/24"]))
+
+        assert directory.find_user(address) is None
+
+    def test_users_of_one_host(self, directory):
+        """Users come sorted, and are those of their host."""
+        add(directory, virtual_host(), "bob", "ann")
+        add(directory, virtual_host(BETA, ["10.77.0.12/24"]), "ann")
+
+        assert directory.users(ALPHA) == (User(ALPHA, "ann"), User(ALPHA, "bob"))
+        assert directory.users(BETA) == (User(BETA, "ann"),)
+
+    def test_removed(self, directory):
+        """A removed user is gone, at this host only, and cannot be removed twice."""
+        add(directory, virtual_host(), "ann")
+        add(directory, virtual_host(BETA, ["10.77.0.12/24"]), "ann")
+        directory.remove_user(User(ALPHA, "ann"))
+
+        assert directory.users(ALPHA) == ()
+        assert directory.find_user("ann@beta.example") == User(BETA, "ann")
+        with pytest.raises(NotFound, match="ann@alpha"):
+            directory.remove_user(User(ALPHA, "ann"))
+
+    def test_twice(self, directory):
+        """A user there already is refused by address."""
+        add(directory, virtual_host(), "ann")
+
+        with pytest.raises(Taken, match=r"ann@alpha\.example"):
+            directory.add_user(User(ALPHA, "ann"))
+
+    @pytest.mark.parametrize(
+        "local_part",
+        [
+            "",
+            *["..", ".", "a/b", "../x", "a..b", ".a", "a.", "Ann", "ü", "a@b", '"a"'],
+            "a b",
+            "a\0",
+            "a\n",
+            "x" * 65,
+        ],
+    )
+    def test_local_part_that_is_no_mailbox(self, directory, local_part):
+        """A user's name can neither leave its folder nor need quoting."""
+        add(directory, virtual_host())
+
+        with pytest.raises(BadInput):
+            directory.add_user(User(ALPHA, local_part))
+        assert directory.users(ALPHA) == ()
+
+    @pytest.mark.parametrize("local_part", ["a", "a.b", "o'neil", "x" * 64, "a+b", "-"])
+    def test_local_part_of_a_mailbox(self, directory, local_part):
+        """What SMTP writes without quotes is a user, but for the slash."""
+        add(directory, virtual_host(), local_part)
+
+        assert directory.users(ALPHA) == (User(ALPHA, local_part),)
+
+
+class TestFile:
+    def test_only_the_owner_reads_it(self, path, directory):
+        """The directory is nobody else's business."""
+        add(directory, virtual_host())
+
+        assert {
+            stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()
+        } == {0o600}
+
+    def test_no_directory(self, path):
+        """A file that is none is reported and left as it is."""
+        path.write_bytes(b"x" * 10000)
+
+        with pytest.raises(StateUnusable, match="not a database"):
+            Directory(path)
+        with pytest.raises(StateUnusable, match="not a database"), open_to_read(path):
+            pass
+        assert path.read_bytes() == b"x" * 10000
+
+    def test_failed_change_leaves_nothing(self, directory, monkeypatch):
+        """A change that breaks off in the middle is not half there."""
+        host = virtual_host()
+        broken = VirtualHost(
+            host.name, host.context, host.addresses, (ALPHA, ALPHA), host.link
+        )
+        with pytest.raises(StateUnusable):
+            directory.add_host(broken)
+
+        assert directory.find(ALPHA) is None
+        add(directory, host)
+
+
+class TestReading:
+    def test_while_the_supervisor_has_it_open(self, path, directory):
+        """A command sees what was written last, while the supervisor goes on."""
+        host = add(directory, virtual_host(), "ann")
+
+        with open_to_read(path) as reader:
+            assert reader.hosts() == (host,)
+            directory.add_user(User(ALPHA, "bob"))
+            assert reader.users(ALPHA) == (User(ALPHA, "ann"), User(ALPHA, "bob"))
+
+    def test_after_the_supervisor_has_ended(self, path, directory):
+        """A command needs no supervisor to read."""
+        host = add(directory, virtual_host())
+        directory.close()
+
+        with open_to_read(path) as reader:
+            assert reader.host(ALPHA) == host
+
+    def test_before_there_is_one(self, path):
+        """A directory that is not there yet is empty, and is not made."""
+        with open_to_read(path) as reader:
+            assert reader.hosts() == ()
+            assert reader.find_user("ann@alpha.example") is None
+        assert not path.exists()
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+    def test_of_another_user(self, path, directory):
+        """Who may not read it is told who may."""
+        path.chmod(0)
+
+        with pytest.raises(NotPrivileged, match="root"), open_to_read(path):
+            pass

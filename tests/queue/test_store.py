@@ -1,0 +1,629 @@
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import apsw
+import pytest
+
+from tests.queue.helpers import (
+    DEFERRED,
+    DELIVERED,
+    FAILED,
+    NO_SOURCE,
+    NOW,
+    content,
+    envelope,
+    ids,
+    spooled,
+)
+from vnsmail import database
+from vnsmail.errors import NotFound, QueueUnavailable
+from vnsmail.model import Outcome, Verdict
+from vnsmail.queue import store as store_module
+from vnsmail.queue.body import Body
+from vnsmail.queue.envelope import QueueCounts, QueuedRecipient
+from vnsmail.queue.store import Accept, Change, QueueStore, Settle
+
+LARGE = b"large " * 1000
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "host"
+
+
+@pytest.fixture
+def store(folder):
+    store = QueueStore(folder)
+    yield store
+    store.close()
+
+
+def accept(store, *recipients, body=b"hello", **facts):
+    message = envelope(*recipients, **facts)
+    assert store.commit([Accept(message, Body(body))]) == [None]
+    return message
+
+
+def settle(store, message, outcomes, retry_at=None, accept=()):
+    change = Settle(message.id, outcomes, retry_at or {}, tuple(accept))
+    return store.commit([change])[0]
+
+
+def names(folder, below):
+    return sorted(path.name for path in (folder / below).iterdir())
+
+
+class TestAccept:
+    def test_message_comes_back_as_it_was(self, store):
+        """Envelope and bytes are what was accepted, to the last flag and byte."""
+        body = bytes(range(256)) * 3
+        message = accept(
+            store,
+            "b@b.example",
+            "ü@c.example",
+            body=body,
+            eight_bit=True,
+            smtputf8=True,
+        )
+
+        found, loaded = store.load(message.id)
+
+        assert message == found.envelope
+        assert body == b"".join(loaded.chunks())
+        assert len(body) == found.size == loaded.size
+        assert (
+            QueuedRecipient("b@b.example", 0, NOW, None),
+            QueuedRecipient("ü@c.example", 0, NOW, None),
+        ) == found.recipients
+
+    def test_large_body_moves_under_its_id(self, folder, store):
+        """A body in a file is kept as body/ID with what stands before it in the row."""
+        message = envelope()
+        body = spooled(folder, LARGE).prefixed(b"Received: x\r\n")
+
+        assert store.commit([Accept(message, body)]) == [None]
+        assert [message.id] == names(folder, "body")
+        assert names(folder, "incoming") == []
+        assert content(store, message.id) == b"Received: x\r\n" + LARGE
+        assert b"".join(body.chunks()) == b"Received: x\r\n" + LARGE
+
+    def test_same_recipient_twice(self, store):
+        """A recipient named twice gets the message once."""
+        message = accept(store, "b@b.example", "c@b.example", "b@b.example")
+
+        found, _ = store.load(message.id)
+
+        assert found.envelope.recipients == ("b@b.example", "c@b.example")
+
+    def test_same_id_twice_keeps_the_first(self, folder, store):
+        """An id that is taken is refused, and nothing of the first is lost."""
+        message = envelope()
+        store.commit([Accept(message, spooled(folder, LARGE))])
+
+        (error,) = store.commit([Accept(message, spooled(folder, b"other"))])
+
+        assert isinstance(error, QueueUnavailable)
+        assert content(store, message.id) == LARGE
+        assert names(folder, "incoming") == []
+
+    def test_same_id_twice_small_then_large(self, folder, store):
+        """The file of a refused message does not stay."""
+        message = accept(store, body=b"first")
+
+        (error,) = store.commit([Accept(message, spooled(folder, LARGE))])
+
+        assert isinstance(error, QueueUnavailable)
+        assert content(store, message.id) == b"first"
+        assert names(folder, "body") == []
+
+    def test_same_body_twice_keeps_it(self, folder, store):
+        """A body that is in the queue is not taken, nor thrown away, a second time."""
+        message, body = envelope(), spooled(folder, LARGE)
+        store.commit([Accept(message, body)])
+
+        errors = store.commit([Accept(message, body), Accept(envelope(), body)])
+        body.discard()
+
+        assert all(isinstance(error, QueueUnavailable) for error in errors)
+        assert content(store, message.id) == LARGE
+
+    def test_one_that_cannot_be_added_harms_no_other(self, folder, store):
+        """In one batch, what can be made is made, and only the rest is refused."""
+        good = [envelope() for _ in range(4)]
+        changes = [
+            Accept(good[0], Body(b"0")),
+            Accept(good[0], Body(b"again")),
+            Accept(good[1], spooled(folder, LARGE)),
+            Accept(envelope("\ud800@b.example"), Body(b"no text")),
+            Accept(envelope(), Body(b"", folder / "incoming" / "gone", 5)),
+            Settle("no such id", {}, {}),
+            Accept(good[2], Body(b"2")),
+            Settle(good[0].id, {"bob@b.example": DELIVERED}, {}),
+            Accept(good[3], spooled(folder, LARGE)),
+        ]
+
+        errors = store.commit(changes)
+
+        assert [int(e is not None) for e in errors] == [0, 1, 0, 1, 1, 1, 0, 0, 0]
+        assert [m.id for m in good[1:]] == ids(store)
+        assert [good[1].id, good[3].id] == names(folder, "body")
+        assert names(folder, "incoming") == []
+
+    def test_id_that_leaves_the_folder(self, folder, store):
+        """An id is a file name and nothing else."""
+        outside = folder.parent / "outside"
+        message = envelope()
+        bad = type(message)("../../outside", *_rest(message))
+
+        (error,) = store.commit([Accept(bad, spooled(folder, LARGE))])
+
+        assert isinstance(error, QueueUnavailable)
+        assert not outside.exists()
+
+    def test_nearly_full_disk(self, monkeypatch, folder, store):
+        """With the reserve reached mail is refused, and outcomes are still recorded."""
+        message = accept(store)
+        monkeypatch.setattr(store_module, "RESERVE", 1 << 62)
+
+        errors = store.commit(
+            [
+                Accept(envelope(), spooled(folder, LARGE)),
+                Settle(message.id, {"bob@b.example": DELIVERED}, {}),
+            ]
+        )
+
+        assert "left" in str(errors[0])
+        assert None is errors[1]
+        assert [] == ids(store) == names(folder, "body") == names(folder, "incoming")
+
+
+def _rest(message):
+    return [getattr(message, name) for name in list(type(message).__slots__)[1:]]
+
+
+class TestSettle:
+    def test_delivered_and_failed_leave_deferred_stay(self, store):
+        """Whoever was reached or refused leaves; whoever was deferred waits."""
+        message = accept(store, "a@b.example", "b@b.example", "c@b.example")
+
+        settle(
+            store,
+            message,
+            {"a@b.example": DELIVERED, "b@b.example": DEFERRED, "c@b.example": FAILED},
+            {"b@b.example": NOW + 300},
+        )
+        found, _ = store.load(message.id)
+
+        assert (QueuedRecipient("b@b.example", 1, NOW + 300, DEFERRED),) == (
+            found.recipients
+        )
+        assert found.envelope.recipients == ("b@b.example",)
+
+    def test_recipients_not_named_stay_as_they_are(self, store):
+        """An outcome touches its recipient and no other."""
+        message = accept(store, "a@b.example", "b@b.example")
+
+        settle(store, message, {"a@b.example": DELIVERED})
+        found, _ = store.load(message.id)
+
+        assert (QueuedRecipient("b@b.example", 0, NOW, None),) == found.recipients
+
+    def test_missing_source_is_no_attempt(self, store):
+        """Where nobody was asked the attempts stay, and the reason is kept."""
+        message = accept(store)
+        recipient = "bob@b.example"
+
+        for _ in range(3):
+            settle(store, message, {recipient: NO_SOURCE}, {recipient: NOW + 60})
+        settle(store, message, {recipient: DEFERRED}, {recipient: NOW + 120})
+        settle(store, message, {recipient: NO_SOURCE}, {recipient: NOW + 180})
+        ((found,), _) = store.load(message.id)[0].recipients, None
+
+        assert QueuedRecipient(recipient, 1, NOW + 180, NO_SOURCE) == found
+        assert found.last.not_an_attempt
+
+    def test_last_recipient_takes_the_message_along(self, folder, store):
+        """A message without recipients is gone with its body."""
+        message = envelope("a@b.example", "b@b.example")
+        store.commit([Accept(message, spooled(folder, LARGE))])
+
+        settle(store, message, {"a@b.example": DELIVERED})
+        assert [message.id] == names(folder, "body")
+        settle(store, message, {"b@b.example": FAILED})
+
+        assert ids(store) == []
+        assert names(folder, "body") == []
+        assert QueueCounts(0, 0, 0, 0, None) == store.counts()
+
+    def test_notification_is_added_with_the_outcome(self, store):
+        """A message returned to its sender is replaced by the notification."""
+        message, notification = accept(store), envelope("ann@alpha.example")
+
+        settle(
+            store,
+            message,
+            {"bob@b.example": FAILED},
+            accept=[Accept(notification, Body(b"sorry"))],
+        )
+
+        assert [notification.id] == ids(store)
+        assert content(store, notification.id) == b"sorry"
+
+    def test_all_or_nothing(self, store):
+        """If the notification cannot be added, the outcome is not recorded."""
+        message, other = accept(store), accept(store)
+
+        error = settle(
+            store,
+            message,
+            {"bob@b.example": FAILED},
+            accept=[Accept(other, Body(b"its id is taken"))],
+        )
+
+        assert isinstance(error, QueueUnavailable)
+        assert [message.id, other.id] == ids(store)
+
+    @pytest.mark.parametrize("recipient", ["nobody@b.example", "BOB@b.example"])
+    def test_unknown_recipient(self, store, recipient):
+        """An outcome for somebody who is not in the message changes nothing."""
+        message = accept(store)
+
+        error = settle(store, message, {recipient: FAILED, "bob@b.example": FAILED})
+
+        assert isinstance(error, NotFound)
+        assert [message.id] == ids(store)
+
+    def test_unknown_message(self, store):
+        """An outcome for a message that left is an error that names it."""
+        error = settle(store, envelope(number=7), {"bob@b.example": DELIVERED})
+
+        assert isinstance(error, NotFound)
+        assert envelope(number=7).id in str(error)
+
+    def test_outcome_text_survives(self, store):
+        """What the remote said is kept to the character."""
+        said = Outcome(Verdict.DEFERRED, 450, "4.2.1", 'ünï "x"\n', "mx [::1]", "fd::1")
+        message = accept(store)
+
+        settle(store, message, {"bob@b.example": said}, {"bob@b.example": NOW})
+
+        assert said == store.load(message.id)[0].recipients[0].last
+
+
+class TestQuestions:
+    def test_due_longest_first(self, store):
+        """Messages come in the order in which they fell due, each once."""
+        late = accept(store, "a@b.example", "b@b.example", at=NOW + 5)
+        early = accept(store, at=NOW + 1)
+        accept(store, at=NOW + 100)
+
+        found = store.due(NOW + 50, 10, frozenset())
+
+        assert [early.id, late.id] == [message.envelope.id for message in found]
+
+    def test_due_leaves_out_what_is_in_flight(self, store):
+        """In-flight messages do not take the place of others under the limit."""
+        messages = [accept(store, at=NOW + i) for i in range(5)]
+        in_flight = {message.id for message in messages[:3]}
+
+        found = store.due(NOW + 50, 1, in_flight)
+
+        assert [messages[3].id] == [message.envelope.id for message in found]
+
+    def test_next_due(self, store):
+        """The next time to wake is that of a message nobody is at."""
+        first, second = accept(store, at=NOW + 1), accept(store, at=NOW + 2)
+
+        assert store.next_due() == NOW + 1
+        assert store.next_due({first.id}) == NOW + 2
+        assert None is store.next_due({first.id, second.id})
+
+    def test_deferred_falls_due_at_its_time(self, store):
+        """A deferred recipient is left alone until its time."""
+        message = accept(store)
+        settle(store, message, {"bob@b.example": DEFERRED}, {"bob@b.example": NOW + 9})
+
+        assert store.due(NOW + 8.9, 10, frozenset()) == []
+        assert [message.id] == [m.envelope.id for m in store.due(NOW + 9, 1, set())]
+        assert store.next_due() == NOW + 9
+
+    def test_counts(self, folder, store):
+        """Counts are those of what is left."""
+        first = accept(store, "a@b.example", "b@b.example", body=b"12345", at=NOW + 3)
+        store.commit([Accept(envelope(at=NOW + 4), spooled(folder, LARGE))])
+        settle(
+            store,
+            first,
+            {"a@b.example": DEFERRED, "b@b.example": DELIVERED},
+            {"a@b.example": NOW},
+        )
+
+        assert QueueCounts(2, 2, 1, 5 + len(LARGE), NOW + 3) == store.counts()
+
+    def test_pages(self, store):
+        """Pages put together are the whole queue in order of arrival."""
+        messages = [accept(store, at=NOW + i) for i in (3, 1, 2, 5, 4)]
+        wanted = sorted(message.id for message in messages)
+
+        first = [m.envelope.id for m in store.page(2)]
+        second = [m.envelope.id for m in store.page(2, first[-1])]
+        third = [m.envelope.id for m in store.page(2, second[-1])]
+
+        assert wanted == first + second + third
+
+    def test_load_unknown(self, store):
+        """A message that left is not found."""
+        with pytest.raises(NotFound, match="nosuchid"):
+            store.load("nosuchid")
+
+    def test_load_without_its_file(self, folder, store):
+        """A body somebody removed is an error that names the file."""
+        message = envelope()
+        store.commit([Accept(message, spooled(folder, LARGE))])
+        (folder / "body" / message.id).unlink()
+
+        with pytest.raises(QueueUnavailable, match=message.id):
+            store.load(message.id)
+
+
+class TestOpening:
+    def test_nothing_is_lost_by_closing(self, folder):
+        """What was accepted is there after opening again."""
+        store = QueueStore(folder)
+        small, large = accept(store), envelope()
+        store.commit([Accept(large, spooled(folder, LARGE))])
+        store.close()
+
+        store = QueueStore(folder)
+
+        assert [small.id, large.id] == ids(store)
+        assert content(store, large.id) == LARGE
+        store.close()
+
+    def test_refuse_is_removed(self, folder):
+        """Files nobody was told 250 for are removed, and no others."""
+        store = QueueStore(folder)
+        kept = envelope()
+        store.commit([Accept(kept, spooled(folder, LARGE))])
+        spooled(folder, b"arriving when the machine went down")
+        store.close()
+        (folder / "body" / "moved-and-not-committed").write_bytes(b"x")
+
+        store = QueueStore(folder)
+
+        assert [kept.id] == names(folder, "body")
+        assert names(folder, "incoming") == []
+        store.close()
+
+    def test_row_without_its_file_stays(self, folder):
+        """A lost body is no reason to forget the message."""
+        store = QueueStore(folder)
+        message = envelope()
+        store.commit([Accept(message, spooled(folder, LARGE))])
+        store.close()
+        (folder / "body" / message.id).unlink()
+
+        store = QueueStore(folder)
+
+        assert [message.id] == ids(store)
+        store.close()
+
+    def test_only_the_owner_reads_it(self, folder, store):
+        """Folders are 0700 and files 0600, whatever the umask."""
+        accept(store)
+        modes = {
+            path.name: stat.S_IMODE(path.stat().st_mode)
+            for path in (folder, *folder.rglob("*"))
+        }
+
+        assert modes == {
+            "host": 0o700,
+            "body": 0o700,
+            "incoming": 0o700,
+            "queue.db": 0o600,
+            "queue.db-wal": 0o600,
+        }
+
+    def test_corrupt_file_is_reported_and_left_alone(self, folder):
+        """A file that is no database is an error, and stays for a person to look at."""
+        folder.mkdir()
+        (folder / "queue.db").write_bytes(b"not a database, whatever it is" * 100)
+
+        with pytest.raises(QueueUnavailable, match="not a database"):
+            QueueStore(folder)
+
+        assert (folder / "queue.db").read_bytes().startswith(b"not a database")
+
+    def test_damaged_page_is_reported(self, folder):
+        """Damage inside the file is an error too, and clean-up removes nothing."""
+        store = QueueStore(folder)
+        message = envelope()
+        store.commit([Accept(message, spooled(folder, LARGE))])
+        store.close()
+        file = folder / "queue.db"
+        data = bytearray(file.read_bytes())
+        data[4096:] = b"\xff" * (len(data) - 4096)
+        file.write_bytes(data)
+
+        with pytest.raises(QueueUnavailable, match="malformed"):
+            QueueStore(folder)
+
+        assert [message.id] == names(folder, "body")
+
+    def test_file_of_another_version(self, folder):
+        """A file of a later program is not touched."""
+        QueueStore(folder).close()
+        connection = apsw.Connection(str(folder / "queue.db"))
+        connection.pragma("user_version", 99)
+        connection.close()
+
+        with pytest.raises(QueueUnavailable, match="version 99"):
+            QueueStore(folder)
+
+    def test_sqlite_that_corrupts_files(self, folder, monkeypatch):
+        """A SQLite with the WAL-reset bug opens no queue."""
+        monkeypatch.setattr(apsw, "sqlite_lib_version", lambda: "3.51.2")
+
+        with pytest.raises(QueueUnavailable, match=r"3\.51\.2"):
+            QueueStore(folder)
+
+    def test_two_workers_never_share_a_queue(self, folder, store):
+        """A queue that a process has open cannot be opened by another."""
+        accept(store)
+        code = (
+            "import sys, pathlib; from vnsmail.queue.store import QueueStore\n"
+            "try: QueueStore(pathlib.Path(sys.argv[1]))\n"
+            "except Exception as error: print(type(error).__name__, error)"
+        )
+        other = subprocess.run(  # noqa: S603  our own interpreter and code
+            [sys.executable, "-c", code, str(folder)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+
+        assert other.stdout.startswith("QueueUnavailable")
+        assert "another process" in other.stdout
+
+    def test_folder_that_cannot_be_made(self, tmp_path):
+        """A path that is no folder is an error of the queue."""
+        (tmp_path / "file").write_bytes(b"")
+
+        with pytest.raises(QueueUnavailable):
+            QueueStore(tmp_path / "file" / "host")
+
+    def test_log_is_synced_before_refuse_is_removed(self, folder, monkeypatch):
+        """After kill -9 the log may hold what no sync followed; that comes first.
+
+        Otherwise the file of a message could be removed for good, and the removal of
+        its row be lost with the power.
+        """
+        store = QueueStore(folder)
+        message = envelope()
+        store.commit([Accept(message, spooled(folder, LARGE))])
+        settle(store, message, {"bob@b.example": DELIVERED})
+        (folder / "body" / message.id).write_bytes(b"not removed yet")
+        copy = folder.parent / "copy"
+        for path in [p for p in folder.rglob("*") if p.is_file()]:
+            to = copy / path.relative_to(folder)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            to.write_bytes(path.read_bytes())
+        store.close()
+        happened = []
+        sync = os.fsync
+
+        def synced(fd):
+            happened.append(Path(f"/proc/self/fd/{fd}").readlink().name)
+            sync(fd)
+
+        def remove(path):
+            happened.append("removed")
+            path.unlink()
+
+        monkeypatch.setattr(os, "fsync", synced)
+        monkeypatch.setattr(store_module, "_remove", remove)
+        QueueStore(copy).close()
+
+        assert happened[-2:] == ["queue.db-wal", "removed"]
+        assert names(copy, "body") == []
+
+
+class TestDiskFaults:
+    @pytest.mark.parametrize("operation", ["write", "sync"])
+    @pytest.mark.parametrize("error", [apsw.FullError, apsw.IOError])
+    def test_batch_fails_whole_and_later_ones_work(
+        self, faults, folder, operation, error
+    ):
+        """A disk that fails leaves nothing of the batch; once it works, so do we."""
+        store = QueueStore(folder)
+        before = accept(store)
+        faults.errors[operation, "queue.db-wal"] = error
+        batch: list[Change] = [
+            Accept(envelope(), Body(b"x" * 9000)),
+            Accept(envelope(), spooled(folder, LARGE)),
+            Settle(before.id, {"bob@b.example": DELIVERED}, {}),
+        ]
+
+        errors = store.commit(batch)
+        faults.errors.clear()
+        after = accept(store)
+
+        assert all(isinstance(error, QueueUnavailable) for error in errors)
+        assert [before.id, after.id] == ids(store)
+        assert [] == names(folder, "incoming") == names(folder, "body")
+        store.close()
+        store = QueueStore(folder)
+        assert [before.id, after.id] == ids(store)
+        store.close()
+
+    def test_body_is_kept_while_a_failed_commit_may_come_true(self, faults, folder):
+        """The file goes only when the failed transaction has been written over."""
+        store = QueueStore(folder)
+        before, large = accept(store), envelope()
+        faults.errors["sync", "queue.db-wal"] = apsw.IOError
+        store.commit([Accept(large, spooled(folder, LARGE))])
+        faults.errors.clear()
+
+        assert [large.id] == names(folder, "body")
+        store.commit([Settle(before.id, {}, {})])  # writes nothing over it
+        assert [large.id] == names(folder, "body")
+        accept(store)
+        assert names(folder, "body") == []
+        store.close()
+
+    def test_body_of_a_neighbour_survives_a_failed_commit(self, faults, folder):
+        """When a batch is made one by one, only the one that fails loses its file."""
+        store = QueueStore(folder)
+        accept(store)
+        good, bad = envelope(), envelope()
+        changes: list[Change] = [
+            Settle("no such id", {}, {}),
+            Accept(good, spooled(folder, LARGE)),
+            Accept(bad, spooled(folder, LARGE)),
+        ]
+        faults.after["sync", "queue.db-wal"] = [None, apsw.IOError]
+
+        errors = store.commit(changes)
+        accept(store)
+
+        assert [error is not None for error in errors] == [True, False, True]
+        assert [good.id] == names(folder, "body")
+        assert content(store, good.id) == LARGE
+        store.close()
+
+    def test_failed_checkpoint_is_no_failed_commit(self, faults, folder, monkeypatch):
+        """The log holds what the file could not take."""
+        monkeypatch.setattr(store_module, "LOG_PAGES", 1)
+        store = QueueStore(folder)
+        faults.errors["write", "queue.db"] = apsw.FullError
+
+        message = accept(store)
+        faults.errors.clear()
+
+        assert [message.id] == ids(store)
+        store.close()
+        store = QueueStore(folder)
+        assert [message.id] == ids(store)
+        store.close()
+
+    def test_log_stays_short(self, folder, monkeypatch):
+        """The log is brought into the file from time to time, and used again."""
+        monkeypatch.setattr(store_module, "LOG_PAGES", 20)
+        store = QueueStore(folder)
+        for _ in range(100):
+            message = accept(store, body=b"x" * 8000)
+            settle(store, message, {"bob@b.example": DELIVERED})
+
+        assert (folder / "queue.db-wal").stat().st_size < 40 * 4200
+        store.close()
+
+
+def test_reason_names_the_system_error():
+    """An error of the system is told in its words."""
+    assert (
+        database.reason(OSError(28, "No space left on device"))
+        == "no space left on device"
+    )

@@ -1,0 +1,1 @@
+"""From the queue to the remote, or into a mailbox here."""

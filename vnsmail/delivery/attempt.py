@@ -1,0 +1,184 @@
+"""One attempt: one message, one domain, some recipients.
+
+The hops of the domain are tried in order until one takes part in a transaction. What
+it then says of a recipient is what counts, but where the connection breaks before the
+whole body was sent: nothing can have been delivered, so the next hop is asked.
+
+Rules of this file: without a source nothing is tried further, at no hop and in no
+other family. Every attempt ends with one outcome for each recipient.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from vnsmail.delivery import outcomes as say
+from vnsmail.delivery.connection import Connection, ConnectionFailed
+from vnsmail.delivery.facts import AgentFacts
+from vnsmail.delivery.outcomes import Outcomes
+from vnsmail.delivery.pool import Pool
+from vnsmail.delivery.route import Hop, Questions, Route, Shuffle, route
+from vnsmail.errors import (
+    BrokerGone,
+    BrokerRefused,
+    QueueUnavailable,
+    SourceUnavailable,
+)
+from vnsmail.model import Envelope, Outcome
+from vnsmail.queue.body import Body
+from vnsmail.smtp.client_session import Transaction
+from vnsmail.smtp.errors import SmtpProtocolError
+
+ROUTE_LIFETIME = 5.0
+"""Seconds the hops of a domain are good for. A burst of mail to one domain then costs
+one look at them; DNS data that lives shorter is rarer than bursts."""
+
+MANY_ROUTES = 1000
+
+GOING_AWAY = 421
+"""RFC 5321 section 4.2.3: service not available, closing transmission channel."""
+
+LoadBody: TypeAlias = Callable[[], Awaitable[Body]]
+"""Returns the body when it is needed, and not before: thousands may wait."""
+
+
+class Attempts:
+    """Makes attempts for one owner."""
+
+    def __init__(
+        self,
+        facts: AgentFacts,
+        pool: Pool,
+        resolver: Questions,
+        shuffle: Shuffle = random.shuffle,
+    ) -> None:
+        self._facts = facts
+        self._pool = pool
+        self._resolver = resolver
+        self._shuffle = shuffle
+        self._routes: dict[str, tuple[float, Route]] = {}
+
+    def update(self, facts: AgentFacts) -> None:
+        """Use changed facts from the next attempt on."""
+        self._facts = facts
+        self._routes.clear()
+
+    async def attempt(
+        self,
+        domain: str,
+        envelope: Envelope,
+        recipients: tuple[str, ...],
+        load: LoadBody,
+    ) -> Outcomes:
+        """Try to deliver a message to recipients in one domain.
+
+        Raises:
+            NotFound: by ``load``: the message is not in the queue any more.
+        """
+        hops = await self._route(domain)
+        if isinstance(hops, Outcome):
+            return say.for_all(recipients, hops)
+        done: Outcomes = {}
+        failures: list[Outcome] = []
+        left = recipients
+        for hop in hops:
+            try:
+                said = await self._ask(hop, envelope, left, load)
+            except ConnectionFailed as error:
+                failures.append(error.outcome)
+                continue
+            except (SourceUnavailable, BrokerGone, BrokerRefused) as error:
+                return done | say.for_all(left, say.no_source(error))
+            except QueueUnavailable as error:
+                return done | say.for_all(left, say.trouble_here(error))
+            except SmtpProtocolError as error:
+                return done | say.for_all(left, say.failed(554, "5.6.0", str(error)))
+            again = said.unanswered()
+            done |= {to: each for to, each in said.outcomes.items() if to not in again}
+            left = tuple(to for to in left if to in again)
+            if not left:
+                return done
+            failures.append(said.outcomes[left[0]])
+        return done | say.for_all(left, say.hardest(failures))
+
+    async def _route(self, domain: str) -> Route:
+        now = asyncio.get_running_loop().time()
+        known = self._routes.get(domain)
+        if known is not None and known[0] > now:
+            return known[1]
+        hops = await route(domain, self._facts, self._resolver, self._shuffle)
+        if not isinstance(hops, Outcome):
+            if len(self._routes) >= MANY_ROUTES:
+                self._routes.clear()
+            self._routes[domain] = (now + ROUTE_LIFETIME, hops)
+        return hops
+
+    async def _ask(
+        self,
+        hop: Hop,
+        envelope: Envelope,
+        recipients: tuple[str, ...],
+        load: LoadBody,
+    ) -> "_Said":
+        """Carry out a transaction with a hop.
+
+        A connection that was idle may have ended at the remote a moment ago. That says
+        nothing of the hop, so it is asked once more, over a new connection.
+        """
+        connection = await self._pool.take(hop)
+        used = connection.transactions > 0
+        said = await self._transact(connection, envelope, recipients, load)
+        if used and len(said.unanswered()) == len(recipients):
+            connection = await self._pool.take(hop, fresh=True)
+            said = await self._transact(connection, envelope, recipients, load)
+        return said
+
+    async def _transact(
+        self,
+        connection: Connection,
+        envelope: Envelope,
+        recipients: tuple[str, ...],
+        load: LoadBody,
+    ) -> "_Said":
+        try:
+            body = await load()
+            result = await connection.send(
+                Transaction(
+                    sender=envelope.sender,
+                    recipients=recipients,
+                    body_size=body.size,
+                    eight_bit=envelope.eight_bit,
+                    smtputf8=envelope.smtputf8,
+                ),
+                body,
+            )
+        finally:
+            self._pool.release(connection)
+        remote, source = str(connection.hop), connection.source
+        outcomes = {
+            to: say.from_reply(result.replies[to], remote, source) for to in recipients
+        }
+        return _Said(outcomes, body_sent=result.body_sent)
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What one hop made of a transaction."""
+
+    outcomes: Outcomes
+    body_sent: bool
+
+    def unanswered(self) -> frozenset[str]:
+        """Return recipients for whom another hop, or connection, may be asked.
+
+        421 means that the remote goes away, or that it is gone. Once the body was sent
+        it may have been accepted all the same: asking again would make a second copy
+        (RFC 5321 section 4.5.3.2.6), so that is left to a later attempt.
+        """
+        if self.body_sent:
+            return frozenset()
+        return frozenset(
+            to for to, each in self.outcomes.items() if each.reply_code == GOING_AWAY
+        )

@@ -1,0 +1,411 @@
+"""One SMTP connection to a hop, from the owner's own address.
+
+Rules of this file: the socket comes from the broker, bound; after connect the kernel
+is asked what it is bound to, and a connection from any other address is closed before
+a byte is sent. What is said is decided by smtp/client_session.py; here bytes and time
+pass. One coroutine uses a connection at a time; if it is cancelled in the middle, the
+connection is cut, so that nobody takes up half a dialogue.
+"""
+
+import asyncio
+import errno
+import ipaddress
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from vnsmail.broker.client import SourceSocket
+from vnsmail.delivery import outcomes as say
+from vnsmail.delivery.facts import AgentFacts
+from vnsmail.delivery.route import Hop
+from vnsmail.errors import SourceUnavailable, VnsmailError
+from vnsmail.model import Family, Outcome
+from vnsmail.queue.body import Body
+from vnsmail.settings import SmtpSettings
+from vnsmail.smtp.client_session import (
+    BodyWanted,
+    ClientSession,
+    Disconnected,
+    Event,
+    Ready,
+    Refused,
+    Transaction,
+    TransactionFinished,
+)
+from vnsmail.smtp.replies import Reply
+
+QUIT_TIMEOUT = 5.0
+"""Seconds a remote has to answer QUIT; the mail is safe, so waiting gains nothing."""
+
+SOURCE_ERRORS = {errno.EADDRNOTAVAIL, errno.EINVAL}
+"""What connect(2) on a bound socket says when its address is gone from the machine
+(EINVAL for IPv4), or when all ports of the address are in use (ip(7))."""
+
+
+LOST = "4.4.2"
+"""Status of a reply that no remote gave: the connection broke (RFC 3463: X.4.2)."""
+
+
+class Sockets(Protocol):
+    """Where sockets come from; vnsmail.broker.client.SocketClient in a worker."""
+
+    async def connectable(self, owner: str, family: Family) -> SourceSocket: ...
+
+
+class ConnectionFailed(VnsmailError):
+    """No connection on which mail could be sent; ``outcome`` says why."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+
+    def __str__(self) -> str:
+        return f"cannot send by {self.outcome.remote}: {self.outcome.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a transaction came to."""
+
+    replies: dict[str, Reply]
+    """The last reply for each recipient."""
+    body_sent: bool
+    """The body was sent whole; if the connection broke, who knows (RFC 1047)."""
+
+
+class Connection(asyncio.Protocol):
+    """A connection; made by ``connect``, and ready for ``send`` then."""
+
+    def __init__(
+        self,
+        hop: Hop,
+        helo: str,
+        timeouts: SmtpSettings,
+        on_gone: Callable[["Connection"], None],
+    ) -> None:
+        self.hop = hop
+        self.source = ""
+        """Its own address, as getsockname(2) gave it."""
+        self.transactions = 0
+        self.gone = asyncio.get_running_loop().create_future()
+        self._timeouts = timeouts
+        self._on_gone = on_gone
+        self._session = ClientSession(helo)
+        self._transport: asyncio.Transport | None = None
+        self._events: deque[Event] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._may_write = True
+        self._silence = _Silence(self.abort)
+
+    @property
+    def usable(self) -> bool:
+        """Whether another transaction can begin."""
+        return not (self.gone.done() or self._session.closing or self._events)
+
+    # What the owner of the connection does ---------------------------------------
+
+    async def ready(self) -> None:
+        """Wait for the greeting and for the answer to EHLO.
+
+        Raises:
+            ConnectionFailed: the remote does not want us, or is gone.
+        """
+        match await self._next(self._timeouts.command_timeout):
+            case Ready():
+                return
+            case Refused(reply=reply):
+                outcome = say.from_reply(reply, str(self.hop), self.source)
+                if outcome.reply_code < 400:
+                    outcome = say.connection_failed(reply.text, str(self.hop))
+            case event:
+                outcome = say.connection_failed(self._broken(event), str(self.hop))
+        raise ConnectionFailed(outcome)
+
+    async def send(self, transaction: Transaction, body: Body) -> Result:
+        """Carry out one transaction.
+
+        Raises:
+            QueueUnavailable: the body cannot be read; the connection is cut.
+            SmtpProtocolError: the body cannot be sent; the connection is cut.
+        """
+        self.transactions += 1
+        try:
+            event, body_sent = await self._dialogue(transaction, body)
+        except BaseException:
+            self.abort()
+            raise
+        if isinstance(event, TransactionFinished):
+            replies = {to: self._explained(r) for to, r in event.recipients.items()}
+            return Result(replies, body_sent)
+        broken = Reply(421, (self._broken(event),), LOST)
+        return Result(dict.fromkeys(transaction.recipients, broken), body_sent)
+
+    def quit(self) -> None:
+        """Say QUIT and let the connection end; nobody waits for it but ``gone``."""
+        if self.gone.done():
+            return
+        if not self.usable:
+            self.abort()
+            return
+        self._session.quit()
+        self._silence.limit(QUIT_TIMEOUT)
+        self._flush()
+
+    def abort(self) -> None:
+        """Cut the connection now."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # What the event loop does ------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        self._silence.heard()
+        self._session.receive_data(data)
+        self._flush()
+
+    def eof_received(self) -> None:
+        self._session.receive_eof()
+        self._flush()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._session.receive_eof()
+        self._collect()
+        self._may_write = True
+        if not self.gone.done():
+            self.gone.set_result(None)
+        self._silence.end()
+        self._wake()
+        self._on_gone(self)
+
+    def pause_writing(self) -> None:
+        self._may_write = False
+
+    def resume_writing(self) -> None:
+        self._may_write = True
+        self._silence.heard()
+        self._wake()
+
+    # Inside --------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        self._collect()
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if data := self._session.data_to_send():
+            transport.write(data)
+        if self._session.closing:
+            transport.close()
+
+    def _collect(self) -> None:
+        while (event := self._session.next_event()) is not None:
+            self._events.append(event)
+        if self._events:
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _next(self, seconds: float) -> Event:
+        """Return the next event; silence of that many seconds cuts the connection."""
+        self._silence.limit(seconds)
+        while not self._events:
+            if self.gone.done():
+                return Disconnected("the connection is closed")
+            await self._wait()
+        self._silence.stop()
+        return self._events.popleft()
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    async def _dialogue(
+        self, transaction: Transaction, body: Body
+    ) -> tuple[Event, bool]:
+        self._session.begin(transaction)
+        self._flush()
+        event = await self._next(self._timeouts.command_timeout)
+        if not isinstance(event, BodyWanted):
+            return event, False
+        body_sent = await self._send_body(body)
+        event = await self._next(self._timeouts.data_timeout)
+        if not body_sent:
+            # The rest of the body would be taken for commands.
+            self.abort()
+        return event, body_sent
+
+    async def _send_body(self, body: Body) -> bool:
+        """Send a body; False if the remote had its last word before the end."""
+        self._silence.limit(self._timeouts.command_timeout)
+        chunks = body.chunks()
+        while chunk := await _next_chunk(body, chunks):
+            while not (self._may_write or self._events or self.gone.done()):
+                await self._wait()
+            if self._events or self.gone.done():
+                return False
+            self._session.send_body(chunk)
+            if body.size > len(chunk):
+                self._flush()
+        self._session.finish_body()
+        self._flush()
+        return True
+
+    def _explained(self, reply: Reply) -> Reply:
+        if self._silence.was and reply.enhanced == LOST:
+            return Reply(reply.code, (self._silence.words,), LOST)
+        return reply
+
+    def _broken(self, event: Event) -> str:
+        if self._silence.was:
+            return self._silence.words
+        return event.text if isinstance(event, Disconnected) else "unexpected answer"
+
+
+class _Silence:
+    """Calls back when nothing was heard for some time; one timer for many waits."""
+
+    def __init__(self, on_silence: Callable[[], None]) -> None:
+        self.was = 0.0
+        """Seconds of the silence that was too long; 0 if none was."""
+        self._on_silence = on_silence
+        self._loop = asyncio.get_running_loop()
+        self._since = 0.0
+        self._limit = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._rings_at = 0.0
+
+    @property
+    def words(self) -> str:
+        return f"no answer within {self.was:g} seconds"
+
+    def limit(self, seconds: float) -> None:
+        """From now on, a silence of that many seconds is too long."""
+        self._limit = seconds
+        self._since = self._loop.time()
+        if self._timer is None or self._rings_at > self._since + seconds:
+            self._ring_at(self._since + seconds)
+
+    def heard(self) -> None:
+        self._since = self._loop.time()
+
+    def stop(self) -> None:
+        """Nothing is waited for; the timer stays, as the next wait comes soon."""
+        self._limit = 0.0
+
+    def end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _ring_at(self, when: float) -> None:
+        self.end()
+        self._timer = self._loop.call_at(when, self._ring)
+        self._rings_at = when
+
+    def _ring(self) -> None:
+        self._timer = None
+        if not self._limit:
+            return
+        if self._since + self._limit > self._loop.time():
+            self._ring_at(self._since + self._limit)
+        else:
+            self.was = self._limit
+            self._on_silence()
+
+
+async def _next_chunk(body: Body, chunks: Iterator[bytes]) -> bytes:
+    """Return the next chunk, empty at the end; a file is not read in the event loop."""
+    if body.file is None:
+        return next(chunks, b"")
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(None, next, chunks, b"")
+
+
+async def connect(
+    hop: Hop,
+    facts: AgentFacts,
+    sockets: Sockets,
+    settings: SmtpSettings,
+    on_gone: Callable[[Connection], None],
+) -> Connection:
+    """Connect to a hop, and return when it is ready for mail.
+
+    Args:
+        hop: where to.
+        facts: who sends.
+        sockets: where the bound socket comes from.
+        settings: port and timeouts.
+        on_gone: called once when the connection has ended, also if it failed here.
+
+    Raises:
+        SourceUnavailable: the owner's own address cannot be used. Nothing was sent,
+            and no other address may be tried instead.
+        BrokerGone, BrokerRefused: there is no socket.
+        ConnectionFailed: the hop does not answer, or does not want us.
+    """
+    source = await sockets.connectable(facts.owner, hop.family)
+    connection = Connection(hop, facts.name, settings, on_gone)
+    try:
+        await _connect(source, hop, settings)
+        connection.source = _checked_source(source)
+        await asyncio.get_running_loop().create_connection(
+            lambda: connection, sock=source.sock
+        )
+    except TimeoutError:
+        source.sock.close()
+        problem = "no answer to the connection attempt"
+        raise ConnectionFailed(say.connection_failed(problem, str(hop))) from None
+    except OSError as error:
+        source.sock.close()
+        if source.source is not None and error.errno in SOURCE_ERRORS:
+            raise SourceUnavailable(
+                facts.owner, source.source, error.errno or errno.EADDRNOTAVAIL
+            ) from None
+        problem = (error.strerror or str(error)).lower()
+        raise ConnectionFailed(say.connection_failed(problem, str(hop))) from None
+    except BaseException:
+        source.sock.close()
+        raise
+    try:
+        await connection.ready()
+    except ConnectionFailed:
+        connection.quit()
+        raise
+    except BaseException:
+        connection.abort()
+        raise
+    return connection
+
+
+async def _connect(source: SourceSocket, hop: Hop, settings: SmtpSettings) -> None:
+    source.sock.setblocking(False)
+    async with asyncio.timeout(settings.connect_timeout):
+        await asyncio.get_running_loop().sock_connect(
+            source.sock, (str(hop.address), settings.port)
+        )
+
+
+def _checked_source(source: SourceSocket) -> str:
+    """Return the address that a connected socket has by what the kernel says.
+
+    Raises:
+        SourceUnavailable: it is not the one the broker bound.
+    """
+    actual = ipaddress.ip_address(source.sock.getsockname()[0])
+    if source.source is not None and actual != ipaddress.ip_address(source.source):
+        raise SourceUnavailable(
+            source.owner,
+            source.source,
+            errno.EADDRNOTAVAIL,
+            f"the kernel chose {actual} instead",
+        )
+    return str(actual)

@@ -1,0 +1,280 @@
+"""The connections of one owner: kept for the next message, few to each hop.
+
+A hop that cannot be reached is left alone for a while, and whoever waits for it is
+told at once: a list of what is down saves a connect timeout for each message
+(RFC 5321 section 4.5.4.1). A hop that refuses a further connection while others work
+gets no more than those.
+
+Rules of this file: a connection is in one pair of hands, or idle here, or ending; it
+never serves another owner. Waiting for a hop takes up no other hop's room.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from vnsmail.delivery.connection import Connection, ConnectionFailed
+from vnsmail.delivery.route import Hop
+from vnsmail.model import IPAddress, Outcome
+
+IDLE_TIME = 10.0
+"""Seconds a connection is kept for a next message; a server has better uses for it."""
+
+MAX_TRANSACTIONS = 100
+"""Messages on one connection; some servers refuse more."""
+
+MAX_PER_HOP = 10
+"""Connections to one address; more look like an attack to many servers."""
+
+MAX_CONNECTIONS = 200
+"""Connections of one owner, idle ones among them."""
+
+COOLDOWN = 60.0
+"""Seconds at most that a hop is left alone after a connection failed."""
+
+MANY_SITES = 1000
+"""Addresses remembered before those that are down no more are forgotten."""
+
+Connect: TypeAlias = Callable[
+    [Hop, Callable[[Connection], None]], Awaitable[Connection]
+]
+"""delivery.connection.connect, but for the facts of the owner."""
+
+
+@dataclass(slots=True)
+class _Site:
+    """One address, and the connections to it."""
+
+    opening: int = 0
+    live: int = 0
+    idle: list[Connection] = field(default_factory=list)
+    waiting: deque[asyncio.Future[Connection | None]] = field(default_factory=deque)
+    limit: int = MAX_PER_HOP
+    limited_until: float = 0.0
+    failure: Outcome | None = None
+    down_until: float = 0.0
+
+    @property
+    def in_use(self) -> bool:
+        return bool(self.opening or self.live or self.waiting)
+
+
+class Pool:
+    """The connections of one owner.
+
+    Args:
+        connect: makes a connection to a hop.
+        cooldown: seconds that a hop is left alone after a connection failed.
+        max_connections: of this owner, idle ones among them.
+    """
+
+    def __init__(
+        self,
+        connect: Connect,
+        *,
+        cooldown: float = COOLDOWN,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
+        self._connect = connect
+        self._cooldown = cooldown
+        self._loop = asyncio.get_running_loop()
+        self._room = asyncio.Semaphore(max_connections)
+        self._need_room = 0
+        self._sites: dict[IPAddress, _Site] = {}
+        self._live: dict[Connection, _Site] = {}
+        self._idle: dict[Connection, float] = {}  # since when; the oldest first
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._ending: set[Connection] = set()
+        self._closing = False
+
+    async def take(self, hop: Hop, *, fresh: bool = False) -> Connection:
+        """Return a connection to a hop; give it back with ``release``.
+
+        Args:
+            hop: where to.
+            fresh: not one that was idle, as one of those turned out to be dead.
+
+        Raises:
+            ConnectionFailed: the hop does not answer or does not want us, now or a
+                moment ago.
+            SourceUnavailable, BrokerGone, BrokerRefused: there is no socket.
+        """
+        while True:
+            site = self._site(hop.address)
+            if site.failure is not None:
+                raise ConnectionFailed(site.failure)
+            if site.idle and not fresh:
+                connection = site.idle.pop()
+                del self._idle[connection]
+                return connection
+            if site.opening + site.live < self._limit(site):
+                made = await self._open(site, hop)
+            else:
+                made = await self._wait(site)
+            if made is not None:
+                return made
+
+    def release(self, connection: Connection) -> None:
+        """Take a connection back, for the next who wants it."""
+        site = self._live.get(connection)
+        if site is None:
+            return
+        if not connection.usable or connection.transactions >= MAX_TRANSACTIONS:
+            self._end(connection)
+            return
+        while site.waiting:
+            waiter = site.waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(connection)
+                return
+        if self._closing or self._need_room:
+            self._end(connection)
+            return
+        site.idle.append(connection)
+        self._idle[connection] = self._loop.time()
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(IDLE_TIME, self._sweep)
+
+    async def close(self, grace: float) -> None:
+        """End all connections: with QUIT, and after ``grace`` seconds without."""
+        self._closing = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for connection in list(self._idle):
+            self._end(connection)
+        for patience in (grace, None):
+            left = [*self._live, *self._ending]
+            if patience is None:
+                for connection in left:
+                    connection.abort()
+            if left:
+                await asyncio.wait([each.gone for each in left], timeout=patience)
+        self._closing = False
+
+    # Sites ---------------------------------------------------------------------------
+
+    def _site(self, address: IPAddress) -> _Site:
+        site = self._sites.get(address)
+        if site is None:
+            if len(self._sites) >= MANY_SITES:
+                self._forget()
+            site = self._sites[address] = _Site()
+        if site.failure is not None and site.down_until <= self._loop.time():
+            site.failure = None
+        return site
+
+    def _forget(self) -> None:
+        now = self._loop.time()
+        for address, site in list(self._sites.items()):
+            if not site.in_use and site.down_until <= now:
+                del self._sites[address]
+
+    def _limit(self, site: _Site) -> int:
+        if site.limited_until <= self._loop.time():
+            site.limit = MAX_PER_HOP
+        return max(site.limit, 1)
+
+    async def _wait(self, site: _Site) -> Connection | None:
+        """Wait for a connection that becomes free, or None: look again."""
+        waiter: asyncio.Future[Connection | None] = self._loop.create_future()
+        site.waiting.append(waiter)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():
+                # It was ours already: whoever is next must not miss it.
+                if (connection := waiter.result()) is not None:
+                    self.release(connection)
+                else:
+                    _wake_one(site)
+            raise
+
+    # Connections ---------------------------------------------------------------------
+
+    async def _open(self, site: _Site, hop: Hop) -> Connection | None:
+        """Return a new connection; None if the hop wants no more than it has."""
+        site.opening += 1
+        try:
+            connection = await self._connect_with_room(hop)
+        except ConnectionFailed as error:
+            others = site.live + site.opening - 1
+            if others:
+                site.limit = others
+                site.limited_until = self._loop.time() + self._cooldown
+                return None
+            site.failure = error.outcome
+            site.down_until = self._loop.time() + self._cooldown
+            _wake_all(site)
+            raise
+        except BaseException:
+            _wake_one(site)
+            raise
+        finally:
+            site.opening -= 1
+        if connection.gone.done():
+            self._room.release()
+            _wake_one(site)
+            return connection  # whoever sends finds out, and says so
+        site.live += 1
+        self._live[connection] = site
+        return connection
+
+    async def _connect_with_room(self, hop: Hop) -> Connection:
+        if self._room.locked() and self._idle:
+            self._end(next(iter(self._idle)))
+        self._need_room += 1
+        try:
+            await self._room.acquire()
+        finally:
+            self._need_room -= 1
+        try:
+            return await self._connect(hop, self._gone)
+        except BaseException:
+            self._room.release()
+            raise
+
+    def _end(self, connection: Connection) -> None:
+        self._drop(connection)
+        if not connection.gone.done():
+            self._ending.add(connection)
+            connection.quit()
+
+    def _gone(self, connection: Connection) -> None:
+        self._ending.discard(connection)
+        self._drop(connection)
+
+    def _drop(self, connection: Connection) -> None:
+        """Count a connection no more; the next who waits may open one."""
+        site = self._live.pop(connection, None)
+        if site is None:
+            return
+        site.live -= 1
+        if self._idle.pop(connection, None) is not None:
+            site.idle.remove(connection)
+        self._room.release()
+        _wake_one(site)
+
+    def _sweep(self) -> None:
+        """End what was idle for long enough."""
+        self._sweeper = None
+        limit = self._loop.time() - IDLE_TIME
+        for connection, since in list(self._idle.items()):
+            if since > limit:
+                self._sweeper = self._loop.call_at(since + IDLE_TIME, self._sweep)
+                return
+            self._end(connection)
+
+
+def _wake_one(site: _Site) -> None:
+    while site.waiting:
+        waiter = site.waiting.popleft()
+        if not waiter.done():
+            waiter.set_result(None)
+            return
+
+
+def _wake_all(site: _Site) -> None:
+    while site.waiting:
+        _wake_one(site)

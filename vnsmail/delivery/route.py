@@ -1,0 +1,205 @@
+"""Where the mail of a domain goes: the hops to try, in order (RFC 5321 section 5.1).
+
+Rules of this file: it asks the resolver and nothing else; chance comes from the
+caller. An outcome instead of hops means that there is nobody to connect to.
+"""
+
+import asyncio
+import ipaddress
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Protocol, TypeAlias
+
+from vnsmail.delivery import outcomes as say
+from vnsmail.delivery.facts import AgentFacts
+from vnsmail.errors import ResolveError
+from vnsmail.model import Family, IPAddress, Outcome
+from vnsmail.resolve.resolver import MailExchanger, NullMx
+
+MAX_EXCHANGERS = 10
+"""Exchangers whose addresses are asked for; the largest providers list five."""
+
+MAX_HOPS = 10
+"""Addresses tried in one attempt. RFC 5321 section 5.1 wants two or more and allows a
+limit; without one, a domain that lists hundreds keeps a connection slot for hours."""
+
+
+class Questions(Protocol):
+    """What a route needs to know; vnsmail.resolve.resolver.Resolver answers it."""
+
+    async def mx(self, domain: str) -> tuple[MailExchanger, ...]: ...
+
+    async def addresses(self, name: str, family: Family) -> tuple[IPAddress, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One address of one host that takes mail for a domain."""
+
+    name: str
+    address: IPAddress
+
+    @property
+    def family(self) -> Family:
+        return Family(self.address.version)
+
+    def __str__(self) -> str:
+        return f"{self.name} [{self.address}]"
+
+
+Route: TypeAlias = tuple[Hop, ...] | Outcome
+
+Shuffle: TypeAlias = Callable[[list[MailExchanger]], None]
+"""Reorders a list in place, as random.shuffle does."""
+
+
+async def route(
+    domain: str, facts: AgentFacts, resolver: Questions, shuffle: Shuffle
+) -> Route:
+    """Return the hops for a domain or an address literal, the first to try first.
+
+    Order: preference, chance among equals (RFC 5321 section 5.1), and for one
+    exchanger IPv6 before IPv4 (RFC 6724 section 2.1, rule 6).
+    """
+    if domain.startswith("["):
+        return _literal(domain, facts)
+    try:
+        exchangers = await resolver.mx(domain)
+    except NullMx:
+        # RFC 7505 section 4.1 gives both codes.
+        return say.failed(556, "5.1.10", f"{domain} takes no mail")
+    except ResolveError as error:
+        return say.unresolved(error)
+    ordered = _ordered(exchangers, shuffle)[:MAX_EXCHANGERS]
+    usable = _before(ordered, {facts.name})
+    if not usable:
+        return _loops(domain, facts)
+    return await _reach(domain, usable, facts, resolver)
+
+
+def _ordered(
+    exchangers: Sequence[MailExchanger], shuffle: Shuffle
+) -> list[MailExchanger]:
+    ordered: list[MailExchanger] = []
+    for _, equals in groupby(sorted(exchangers), key=lambda each: each.preference):
+        mixed = list(equals)
+        shuffle(mixed)
+        ordered += mixed
+    return ordered
+
+
+def _before(
+    exchangers: Sequence[MailExchanger], own: AbstractSet[str]
+) -> list[MailExchanger]:
+    """Leave out ourselves and whoever is no closer to the domain than we are.
+
+    Mail handed to them would come back (RFC 5321 section 5.1).
+    """
+    limit = min((e.preference for e in exchangers if e.name in own), default=None)
+    return [e for e in exchangers if limit is None or e.preference < limit]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The addresses of one exchanger, and what went wrong in finding them."""
+
+    exchanger: MailExchanger
+    addresses: tuple[IPAddress, ...]
+    errors: tuple[ResolveError, ...]
+
+
+async def _reach(
+    domain: str,
+    exchangers: Sequence[MailExchanger],
+    facts: AgentFacts,
+    resolver: Questions,
+) -> Route:
+    async with asyncio.TaskGroup() as tasks:
+        asking = [
+            tasks.create_task(_find(each, facts.families, resolver))
+            for each in exchangers
+        ]
+    found = [task.result() for task in asking]
+    own = {f.exchanger.name for f in found if facts.addresses & set(f.addresses)}
+    usable = set(_before([f.exchanger for f in found], own))
+    if not usable:
+        return _loops(domain, facts)
+    hops: dict[IPAddress, Hop] = {}
+    for each in found:
+        if each.exchanger in usable:
+            for address in each.addresses:
+                hops.setdefault(address, Hop(each.exchanger.name, address))
+    if hops:
+        return tuple(hops.values())[:MAX_HOPS]
+    return await _nobody(domain, found, facts, resolver)
+
+
+async def _find(
+    exchanger: MailExchanger, families: AbstractSet[Family], resolver: Questions
+) -> _Found:
+    addresses: list[IPAddress] = []
+    errors: list[ResolveError] = []
+    for family in sorted(families, reverse=True):
+        try:
+            addresses += await resolver.addresses(exchanger.name, family)
+        except ResolveError as error:
+            errors.append(error)
+    return _Found(exchanger, tuple(addresses), tuple(errors))
+
+
+async def _nobody(
+    domain: str, found: Sequence[_Found], facts: AgentFacts, resolver: Questions
+) -> Outcome:
+    """Say why no address is left.
+
+    Exchangers that cannot be used must be reported as an error (RFC 5321 section 5.1):
+    unless DNS may know more later, the message goes back at once, and whoever sent it
+    learns today and not in five days that the two sides share no address family.
+    """
+    errors = [error for each in found for error in each.errors]
+    for error in errors:
+        if error.temporary:
+            return say.unresolved(error)
+    missing = set(Family) - set(facts.families)
+    others = [
+        await _find(each.exchanger, missing, resolver) for each in found if missing
+    ]
+    if any(each.addresses for each in others):
+        ours, theirs = _names(facts.families), _names(missing)
+        text = f"{domain} is reached by {theirs} only, and {facts.name} has only {ours}"
+        return say.failed(550, "5.4.4", text)
+    names = ", ".join(dict.fromkeys(each.exchanger.name for each in found))
+    return say.failed(550, "5.4.4", f"no mail host of {domain} has an address: {names}")
+
+
+def _loops(domain: str, facts: AgentFacts) -> Outcome:
+    text = (
+        f"the mail of {domain} is to come to {facts.name}, which does not know that "
+        "domain as its own"
+    )
+    return say.failed(550, "5.4.6", text)
+
+
+def _literal(domain: str, facts: AgentFacts) -> Route:
+    """Return the one hop of an address literal (RFC 5321 section 4.1.3)."""
+    text = domain[1:-1].lower()
+    try:
+        if text.startswith("ipv6:"):
+            address: IPAddress = ipaddress.IPv6Address(text.removeprefix("ipv6:"))
+        else:
+            address = ipaddress.IPv4Address(text)
+    except ValueError:
+        return say.failed(550, "5.1.2", f"{domain} is not an address that can be used")
+    hop = Hop(domain, address)
+    if address in facts.addresses:
+        return _loops(domain, facts)
+    if hop.family not in facts.families:
+        text = f"{facts.name} has no {_names({hop.family})} address to send from"
+        return say.failed(550, "5.4.4", text)
+    return (hop,)
+
+
+def _names(families: AbstractSet[Family]) -> str:
+    return " and ".join(f"IPv{family.value}" for family in sorted(families))

@@ -1,0 +1,385 @@
+"""The directory: a SQLite file that says which virtual hosts and users should exist.
+
+A host is in one of three states, which are the journal of its making and unmaking:
+
+    creating      its network may be half there; to be removed after a crash
+    active        it should exist
+    destroying    its network may be half gone; to be removed after a crash
+
+Rules of this file: each change is one durable transaction; a name, address or domain
+has one holder, whatever the holder's state; what is refused is refused with the name of
+the holder. Synchronous; one thread.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Literal
+
+import apsw
+
+from vnsmail import database
+from vnsmail.errors import BadInput, NotFound, NotPrivileged, StateUnusable, Taken
+from vnsmail.model import (
+    Context,
+    HostName,
+    SourceAddress,
+    Uplink,
+    User,
+    VirtualHost,
+    domain_name,
+)
+
+VERSION = 1
+
+SCHEMA = """
+CREATE TABLE host (
+    name TEXT PRIMARY KEY,
+    state TEXT NOT NULL CHECK (state IN ('creating', 'active', 'destroying')),
+    context TEXT NOT NULL,
+    link TEXT NOT NULL,
+    uplink TEXT
+) STRICT;
+CREATE TABLE address (
+    address TEXT PRIMARY KEY,
+    prefix_length INTEGER NOT NULL,
+    host TEXT NOT NULL REFERENCES host ON DELETE CASCADE,
+    position INTEGER NOT NULL
+) STRICT;
+CREATE TABLE gateway (
+    address TEXT NOT NULL,
+    host TEXT NOT NULL REFERENCES host ON DELETE CASCADE,
+    position INTEGER NOT NULL
+) STRICT;
+CREATE TABLE domain (
+    name TEXT PRIMARY KEY,
+    host TEXT NOT NULL REFERENCES host ON DELETE CASCADE,
+    position INTEGER NOT NULL
+) STRICT;
+CREATE TABLE user (
+    host TEXT NOT NULL REFERENCES host ON DELETE CASCADE,
+    local_part TEXT NOT NULL,
+    PRIMARY KEY (host, local_part)
+) STRICT;
+"""
+
+State = Literal["creating", "active", "destroying"]
+
+# A dot-string (RFC 5321 section 4.1.2) in lower case, without the slash: a user's
+# mailbox is a folder of that name.
+_LOCAL_PART = re.compile(r"[a-z0-9!#$%&'*+=?^_`{|}~-]+(\.[a-z0-9!#$%&'*+=?^_`{|}~-]+)*")
+_LOCAL_PART_OCTETS = 64  # RFC 5321 section 4.5.3.1.1
+
+
+@contextlib.contextmanager
+def open_to_read(path: Path) -> "Iterator[DirectoryReader]":
+    """Open the directory without changing it; one that is not there yet is empty.
+
+    Raises:
+        NotPrivileged: it is another user's.
+        StateUnusable: the file is damaged, or of another version.
+    """
+    try:
+        there = path.exists()
+        if there:
+            with path.open("rb"):
+                pass
+    except PermissionError:
+        action = f"read {path}"
+        remedy = "run it as the user that started vnsmail (root)"
+        raise NotPrivileged(action, remedy) from None
+    with _in_our_words(path):
+        if there:
+            connection = database.open_read_only(path, VERSION)
+        else:
+            connection = apsw.Connection(":memory:")
+            connection.execute(SCHEMA)
+    reader = DirectoryReader(connection, path)
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+class DirectoryReader:
+    """What can be asked of the directory."""
+
+    def __init__(self, connection: apsw.Connection, path: Path) -> None:
+        self._connection = connection
+        self._path = path
+
+    def close(self) -> None:
+        """Close the file."""
+        with _in_our_words(self._path):
+            self._connection.close()
+
+    def hosts(self) -> tuple[VirtualHost, ...]:
+        """Return the virtual hosts that should exist, by name."""
+        rows = self._rows("SELECT name FROM host WHERE state = 'active' ORDER BY name")
+        return tuple(self.host(name) for (name,) in rows)
+
+    def host(self, name: HostName) -> VirtualHost:
+        """Return a virtual host, in whatever state.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        found = self.find(name)
+        if found is None:
+            raise _no_host(name)
+        return found
+
+    def find(self, name: HostName) -> VirtualHost | None:
+        """Return a virtual host, in whatever state, or None."""
+        rows = self._rows("SELECT context, link, uplink FROM host WHERE name=?", name)
+        if not rows:
+            return None
+        context, link, uplink = rows[0]
+        addresses = self._rows(
+            "SELECT address, prefix_length FROM address WHERE host=? ORDER BY position",
+            name,
+        )
+        domains = self._rows(
+            "SELECT name FROM domain WHERE host=? ORDER BY position", name
+        )
+        gateways = self._rows(
+            "SELECT address FROM gateway WHERE host=? ORDER BY position", name
+        )
+        return VirtualHost(
+            name=name,
+            context=Context(context),
+            addresses=tuple(SourceAddress(ip_address(a), n) for a, n in addresses),
+            domains=tuple(HostName(domain) for (domain,) in domains),
+            link=link,
+            uplink=Uplink(uplink) if uplink else None,
+            gateways=tuple(ip_address(gateway) for (gateway,) in gateways),
+        )
+
+    def being_destroyed(self) -> tuple[HostName, ...]:
+        """Return the hosts whose destruction was begun."""
+        return self._in_state("destroying")
+
+    def unfinished(self) -> tuple[HostName, ...]:
+        """Return the hosts half made or half destroyed: those to be removed."""
+        return (*self._in_state("creating"), *self._in_state("destroying"))
+
+    def domain_owner(self, domain: HostName) -> HostName | None:
+        """Return the active host that takes a domain's mail."""
+        rows = self._rows(
+            "SELECT host.name FROM domain JOIN host ON host = host.name"
+            " WHERE domain.name = ? AND state = 'active'",
+            domain,
+        )
+        return HostName(rows[0][0]) if rows else None
+
+    def users(self, host: HostName) -> tuple[User, ...]:
+        """Return the users of a host, by local part."""
+        rows = self._rows(
+            "SELECT local_part FROM user WHERE host = ? ORDER BY local_part", host
+        )
+        return tuple(User(host, local_part) for (local_part,) in rows)
+
+    def find_user(self, address: str) -> User | None:
+        """Return the user with that address at any domain of an active host."""
+        local_part, at, domain = address.rpartition("@")
+        try:
+            host = self.domain_owner(domain_name(domain)) if at else None
+        except BadInput:
+            return None
+        if host is None:
+            return None
+        rows = self._rows(
+            "SELECT local_part FROM user WHERE host = ? AND local_part = ?",
+            host,
+            local_part.lower(),
+        )
+        return User(host, rows[0][0]) if rows else None
+
+    def check_free(self, host: VirtualHost) -> None:
+        """Check that nobody has the name, the addresses and the domains of a host.
+
+        Raises:
+            Taken: somebody has; it says who.
+        """
+        if self._state(host.name):
+            raise Taken("virtual host", host.name, self._remedy(host.name, "it exists"))
+        wanted = [("address", "address", str(a.address)) for a in host.addresses]
+        wanted += [("domain", "name", domain) for domain in host.domains]
+        for table, column, value in wanted:
+            rows = self._rows(
+                f"SELECT host FROM {table} WHERE {column} = ?",  # noqa: S608  two words of ours
+                value,
+            )
+            if rows:
+                holder = rows[0][0]
+                has_it = f"virtual host {holder} has it"
+                raise Taken(table, value, self._remedy(holder, has_it))
+
+    # Within ---------------------------------------------------------------------
+
+    def _rows(self, statement: str, *values: str) -> list[Any]:
+        with _in_our_words(self._path):
+            return self._connection.execute(statement, values).fetchall()
+
+    def _in_state(self, state: State) -> tuple[HostName, ...]:
+        rows = self._rows("SELECT name FROM host WHERE state=? ORDER BY name", state)
+        return tuple(HostName(name) for (name,) in rows)
+
+    def _state(self, name: str) -> str:
+        rows = self._rows("SELECT state FROM host WHERE name = ?", name)
+        return str(rows[0][0]) if rows else ""
+
+    def _remedy(self, holder: str, fact: str) -> str:
+        if self._state(holder) == "active":
+            return f"{fact}; choose another, or `vnsmail host destroy {holder}` first"
+        return f"{fact}, half made or destroyed; run `vnsmail host destroy {holder}`"
+
+
+class Directory(DirectoryReader):
+    """The directory, to read and to change.
+
+    Args:
+        path: the file; made with mode 0600 if it is missing.
+
+    Raises:
+        StateUnusable: the file is damaged, of another version, or cannot be made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with _in_our_words(path):
+            connection = database.open_file(path, SCHEMA, VERSION)
+            connection.pragma("foreign_keys", 1)
+        super().__init__(connection, path)
+
+    def add_host(self, host: VirtualHost) -> None:
+        """Write down a host that is being made, in state ``creating``.
+
+        Raises:
+            Taken: its name, an address or a domain has a holder.
+        """
+        with self._change():
+            self.check_free(host)
+            execute = self._connection.execute
+            execute(
+                "INSERT INTO host VALUES (?, 'creating', ?, ?, ?)",
+                (host.name, host.context, host.link, host.uplink),
+            )
+            for position, each in enumerate(host.addresses):
+                execute(
+                    "INSERT INTO address VALUES (?, ?, ?, ?)",
+                    (str(each.address), each.prefix_length, host.name, position),
+                )
+            for position, domain in enumerate(host.domains):
+                execute(
+                    "INSERT INTO domain VALUES (?, ?, ?)", (domain, host.name, position)
+                )
+            for position, gateway in enumerate(host.gateways):
+                execute(
+                    "INSERT INTO gateway VALUES (?, ?, ?)",
+                    (str(gateway), host.name, position),
+                )
+
+    def activate(self, name: HostName) -> None:
+        """Write down that a host is made.
+
+        Raises:
+            NotFound: no host of that name is being made.
+        """
+        self._move(name, "active", "creating")
+
+    def begin_destroy(self, name: HostName) -> None:
+        """Write down that a host is to be removed, in whatever state it is.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        self._move(name, "destroying", "creating", "active", "destroying")
+
+    def remove_host(self, name: HostName) -> None:
+        """Forget a host whose network and files are gone, with its users.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        with self._change():
+            self._connection.execute("DELETE FROM host WHERE name = ?", (name,))
+            if not self._connection.changes():
+                raise _no_host(name)
+
+    def add_user(self, user: User) -> None:
+        """Write down a user of an active host.
+
+        Raises:
+            BadInput: the local part cannot be that of a mailbox.
+            NotFound: there is no such host.
+            Taken: the host has this user.
+        """
+        local_part = user.local_part
+        if (
+            not _LOCAL_PART.fullmatch(local_part)
+            or len(local_part) > _LOCAL_PART_OCTETS
+        ):
+            raise BadInput(
+                "user",
+                local_part,
+                "before the @, use up to 64 of a-z, 0-9 and !#$%&'*+=?^_`{|}~- with "
+                "single dots between them",
+            )
+        address = f"{local_part}@{user.host}"
+        with self._change():
+            if self._state(user.host) != "active":
+                raise _no_host(user.host)
+            if user in self.users(user.host):
+                raise Taken("user", address, f"{user.host} has this user already")
+            self._connection.execute(
+                "INSERT INTO user VALUES (?, ?)", (user.host, local_part)
+            )
+
+    def remove_user(self, user: User) -> None:
+        """Forget a user.
+
+        Raises:
+            NotFound: the host has no such user.
+        """
+        with self._change():
+            self._connection.execute(
+                "DELETE FROM user WHERE host = ? AND local_part = ?",
+                (user.host, user.local_part),
+            )
+            if not self._connection.changes():
+                address = f"{user.local_part}@{user.host}"
+                raise NotFound("user", address, "see `vnsmail user list`")
+
+    def _move(self, name: HostName, to: State, *origins: State) -> None:
+        with self._change():
+            if self._state(name) not in origins:
+                raise _no_host(name)
+            self._connection.execute(
+                "UPDATE host SET state = ? WHERE name = ?", (to, name)
+            )
+
+    @contextlib.contextmanager
+    def _change(self) -> Iterator[None]:
+        with _in_our_words(self._path):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                database.roll_back(self._connection)
+                raise
+
+
+@contextlib.contextmanager
+def _in_our_words(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (apsw.Error, OSError) as error:
+        remedy = "free it, or put back a copy"
+        raise StateUnusable(str(path), database.reason(error), remedy) from error
+
+
+def _no_host(name: str) -> NotFound:
+    return NotFound("virtual host", name, "see `vnsmail host list`")

@@ -1,0 +1,1 @@
+"""Where mail for a user of this machine ends: a Maildir."""

@@ -1,0 +1,1 @@
+"""Header blocks and whole messages that we write ourselves. Pure."""

@@ -1,0 +1,1 @@
+"""Messages accepted and not yet delivered: one folder an owner, durable at 250."""

@@ -1,0 +1,85 @@
+"""Queue ids, and what a queue says of its messages. Pure.
+
+Rules of this file: values only. The envelope itself is vnsmail.model.Envelope.
+"""
+
+from dataclasses import dataclass
+
+from vnsmail.model import Envelope, Outcome
+
+_DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"
+"""Base 32 in ASCII order without i, l, o, u: ids sort by time, and a file system or a
+person that mixes up upper and lower case, or 1 and l, cannot confuse two of them."""
+
+_TIME_DIGITS = 11
+_ENTROPY_DIGITS = 9
+_LATEST = 32**_TIME_DIGITS / 1_000_000
+
+ENTROPY_BYTES = 6
+"""Random bytes an id takes."""
+
+
+def new_id(now: float, entropy: bytes) -> str:
+    """Return a queue id of 20 characters that sorts by time and fits a file name.
+
+    Args:
+        now: seconds since the epoch; kept in microseconds, so good to the year 3111.
+        entropy: at least ENTROPY_BYTES random bytes, of which 45 bits are used.
+    """
+    if len(entropy) < ENTROPY_BYTES or not 0 <= now < _LATEST:
+        message = f"no queue id for time {now} and {len(entropy)} random bytes"
+        raise ValueError(message)
+    random = int.from_bytes(entropy[:ENTROPY_BYTES], "big") >> 3
+    return _digits(int(now * 1_000_000), _TIME_DIGITS) + _digits(
+        random, _ENTROPY_DIGITS
+    )
+
+
+def is_id(text: str) -> bool:
+    """Say whether a text has the form of a queue id."""
+    return len(text) == _TIME_DIGITS + _ENTROPY_DIGITS and not set(text) - set(_DIGITS)
+
+
+def _digits(number: int, count: int) -> str:
+    return "".join(
+        _DIGITS[number >> 5 * place & 31] for place in range(count - 1, -1, -1)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedRecipient:
+    """A recipient a message still has to reach."""
+
+    address: str
+    attempts: int
+    """Attempts that asked a remote; those without a source are not counted."""
+    next_attempt_at: float
+    """Seconds since the epoch; the time of arrival before the first attempt."""
+    last: Outcome | None
+    """What the last attempt came to, if there was one."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedMessage:
+    """A message in the queue, with the recipients it still has to reach."""
+
+    envelope: Envelope
+    """Its recipients are those that are left, in the order they were given."""
+    size: int
+    """Bytes of the body."""
+    recipients: tuple[QueuedRecipient, ...]
+    """All that are left, due or not; the same as those of the envelope."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueCounts:
+    """How full a queue is."""
+
+    messages: int
+    recipients: int
+    deferred: int
+    """Recipients that wait for a further attempt."""
+    bytes: int
+    """Size of all bodies."""
+    oldest: float | None
+    """When the oldest message arrived, seconds since the epoch."""

@@ -1,0 +1,1 @@
+"""DNS questions, over sockets that the broker opened."""

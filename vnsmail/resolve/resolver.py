@@ -1,0 +1,213 @@
+"""The DNS questions a mail system asks.
+
+Answers are kept as long as they say; who asks what is being asked already waits for
+that answer, so a burst of mail to one domain is one question.
+
+Rules of this file: it answers questions and decides nothing (delivery/route.py does).
+Every failure is a ResolveError that says whether asking again can help. Names are
+returned in lower case, without the dot at the end.
+"""
+
+import asyncio
+import ipaddress
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias, cast
+
+import dns.asyncresolver
+import dns.exception
+import dns.message
+import dns.name
+import dns.rdatatype
+import dns.rdtypes.ANY.MX
+import dns.resolver
+import dns.reversename
+
+from vnsmail.errors import ResolveError
+from vnsmail.model import Family, IPAddress
+from vnsmail.resolve.backend import HandedBackend, OpenSocket
+
+CACHE_SIZE = 4096
+"""Answers kept. A small one takes some 4 KiB."""
+
+TRIES = 3
+"""How often each server is asked before the time is over; a datagram can get lost."""
+
+EDNS_PAYLOAD = 1232
+"""Bytes of an answer over UDP; more would be fragmented (dnsflagday.net/2020)."""
+
+MAX_REVERSE_NAMES = 10
+"""Names of one address that are looked at (RFC 8601 section 2.7.3, RFC 7208 4.6.4)."""
+
+_HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)+")
+
+_ADDRESS_RECORD = {Family.IPV4: "A", Family.IPV6: "AAAA"}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class MailExchanger:
+    """A host that takes mail for a domain."""
+
+    preference: int
+    """The lowest is asked first."""
+    name: str
+
+
+class NullMx(ResolveError):
+    """The domain says that it takes no mail (RFC 7505)."""
+
+    def __init__(self, domain: str) -> None:
+        super().__init__(domain, "MX", "it takes no mail", temporary=False)
+        self.args = (domain,)
+
+
+_Answer: TypeAlias = dns.resolver.Answer
+
+
+@dataclass(slots=True)
+class _Question:
+    """One that is being asked."""
+
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
+    answer: _Answer | None = None
+    failure: ResolveError | None = None
+
+
+class Resolver:
+    """A stub resolver over sockets of somebody else's.
+
+    Args:
+        open_socket: returns a socket connected to port 53 of a server.
+        servers: addresses of recursive name servers, asked in this order.
+        timeout: seconds for one question, with all its tries.
+    """
+
+    def __init__(
+        self, open_socket: OpenSocket, servers: Sequence[str], timeout: float
+    ) -> None:
+        self._backend = HandedBackend(open_socket)
+        self._resolver = dns.asyncresolver.Resolver(configure=False)
+        self._resolver.nameservers = list(servers)
+        self._resolver.lifetime = timeout
+        self._resolver.timeout = timeout / (TRIES * max(len(servers), 1))
+        self._resolver.cache = dns.resolver.LRUCache(CACHE_SIZE)
+        self._resolver.use_edns(0, 0, EDNS_PAYLOAD)
+        self._asking: dict[tuple[str, str], _Question] = {}
+
+    async def mx(self, domain: str) -> tuple[MailExchanger, ...]:
+        """Return the mail exchangers of a domain, the most preferred first.
+
+        A domain without any is its own (RFC 5321 section 5.1); whether it has an
+        address is another question.
+
+        Raises:
+            NullMx: the domain takes no mail.
+            ResolveError: the domain does not exist, or nobody can say now.
+        """
+        answer = await self._ask(domain, "MX")
+        records = cast("list[dns.rdtypes.ANY.MX.MX]", list(answer.rrset or ()))
+        if not records:
+            return (MailExchanger(0, domain),)
+        # A "." beside others is a mistake; RFC 7505 section 3 speaks of one alone.
+        named = sorted(
+            MailExchanger(record.preference, _text(record.exchange))
+            for record in records
+            if record.exchange != dns.name.root
+        )
+        if not named:
+            raise NullMx(domain)
+        return tuple(named)
+
+    async def addresses(self, name: str, family: Family) -> tuple[IPAddress, ...]:
+        """Return the addresses of a host in one family; none if it has none.
+
+        Raises:
+            ResolveError: the name does not exist, or nobody can say now.
+        """
+        answer = await self._ask(name, _ADDRESS_RECORD[family])
+        found = (ipaddress.ip_address(record.address) for record in answer.rrset or ())
+        return tuple(a for a in found if not (a.is_unspecified or a.is_multicast))
+
+    async def verified_reverse_name(self, address: IPAddress) -> str | None:
+        """Return the name of an address if the name has that address too.
+
+        This is "iprev" of RFC 8601 section 2.7.3. Any failure means None: a name is a
+        courtesy in a trace header, and no reason to keep a client waiting.
+        """
+        try:
+            pointer = dns.reversename.from_address(str(address)).to_text()
+            answer = await self._ask(pointer, "PTR")
+        except ResolveError:
+            return None
+        names = [_text(record.target) for record in answer.rrset or ()]
+        for name in names[:MAX_REVERSE_NAMES]:
+            if not _HOST_NAME.fullmatch(name):
+                continue
+            try:
+                if address in await self.addresses(name, Family(address.version)):
+                    return name
+            except ResolveError:
+                continue
+        return None
+
+    async def _ask(self, name: str, record: str) -> _Answer:
+        key = (name.lower(), record)
+        while (question := self._asking.get(key)) is not None:
+            await question.answered.wait()
+            if question.failure is not None:
+                raise question.failure
+            if question.answer is not None:
+                return question.answer
+            # Whoever asked was cancelled; somebody else has to.
+        question = self._asking[key] = _Question()
+        try:
+            question.answer = await self._resolve(name, record)
+        except ResolveError as error:
+            question.failure = error
+            raise
+        else:
+            return question.answer
+        finally:
+            del self._asking[key]
+            question.answered.set()
+
+    async def _resolve(self, name: str, record: str) -> _Answer:
+        try:
+            return await self._resolver.resolve(
+                dns.name.from_text(name),
+                record,
+                raise_on_no_answer=False,
+                search=False,
+                backend=self._backend,
+            )
+        except dns.resolver.NXDOMAIN:
+            problem = "the name does not exist"
+            raise ResolveError(name, record, problem, temporary=False) from None
+        except (dns.resolver.YXDOMAIN, dns.name.LabelTooLong, dns.name.NameTooLong):
+            problem = "the name is too long"
+            raise ResolveError(name, record, problem, temporary=False) from None
+        except (dns.name.EmptyLabel, dns.name.BadEscape, dns.name.IDNAException):
+            problem = "this is not a domain name"
+            raise ResolveError(name, record, problem, temporary=False) from None
+        except dns.resolver.LifetimeTimeout:
+            problem = "no name server answered in time"
+            raise ResolveError(name, record, problem, temporary=True) from None
+        except dns.resolver.NoNameservers as error:
+            problem = _complaint(error)
+            raise ResolveError(name, record, problem, temporary=True) from None
+        except dns.exception.DNSException as error:
+            raise ResolveError(name, record, str(error), temporary=True) from None
+
+
+def _text(name: dns.name.Name) -> str:
+    return name.to_text(omit_final_dot=True).lower()
+
+
+def _complaint(error: dns.resolver.NoNameservers) -> str:
+    """Say in a few words what the last server answered."""
+    errors = error.kwargs.get("errors") or []
+    if not errors:
+        return "there is no name server to ask"
+    server, _, _, what, _ = errors[-1]
+    return f"the name server {server.split(':', 1)[-1].split('@')[0]} says {what}"

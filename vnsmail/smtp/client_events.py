@@ -1,0 +1,64 @@
+"""What a client session is asked to do, and what it tells whoever drives it.
+
+Rules of this file: values only.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from vnsmail.smtp.replies import Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """One message to send: its envelope, and what the server has to be able to do."""
+
+    sender: str
+    """Reverse-path without brackets; empty for the null reverse-path."""
+    recipients: tuple[str, ...]
+    """Forward-paths without brackets."""
+    body_size: int
+    """Octets, before dot-stuffing (RFC 1870 section 5)."""
+    eight_bit: bool
+    """The body has octets over 127."""
+    smtputf8: bool
+    """An address or header needs SMTPUTF8 (RFC 6531)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The server said hello: transactions can begin. Comes once."""
+
+    extensions: Mapping[str, str]
+    """Keyword in upper case → its parameters; empty if the server knows only HELO."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The server does not want us: its greeting, its answer to hello, or 421."""
+
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True)
+class BodyWanted:
+    """The body can be sent: someone may get it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionFinished:
+    """The transaction is over."""
+
+    recipients: dict[str, Reply]
+    """The last reply for each; one that we made up where the server gave none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The connection ended, or has to, while no transaction was under way."""
+
+    text: str
+
+
+Event: TypeAlias = Ready | Refused | BodyWanted | TransactionFinished | Disconnected

@@ -1,0 +1,493 @@
+"""The client's side of an SMTP session (RFC 5321), as bytes in, events and bytes out.
+
+    session.receive_data(data)
+    while (event := session.next_event()) is not None:
+        ...
+    transport.write(session.data_to_send())
+    if session.closing: ...                 # close when that is written
+
+Rules of this file. A reply belongs to the oldest command without one, and only to a
+command that was on its way already when the reply came: what comes too early, or for
+nothing, ends the connection, so that no reply is ever taken for another's. A transaction
+ends with one reply for each recipient, whatever happens. What was said of a recipient
+for good is never replaced by a later accident.
+"""
+
+import re
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, auto
+from typing import ClassVar, TypeAlias
+
+from vnsmail.smtp.address import Mailbox, parse_forward_path, parse_reverse_path
+from vnsmail.smtp.body import BodyEncoder
+from vnsmail.smtp.client_events import (
+    BodyWanted,
+    Disconnected,
+    Event,
+    Ready,
+    Refused,
+    Transaction,
+    TransactionFinished,
+)
+from vnsmail.smtp.commands import Data, Ehlo, Helo, Mail, Quit, Rcpt, Rset, encode
+from vnsmail.smtp.errors import SmtpProtocolError, SmtpSyntaxError
+from vnsmail.smtp.replies import Reply, ReplyParser
+
+__all__ = [
+    "BodyWanted",
+    "ClientSession",
+    "Disconnected",
+    "Event",
+    "Ready",
+    "Refused",
+    "Transaction",
+    "TransactionFinished",
+]
+
+_EXTENSION = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?: +(.*))?")
+
+_DATA = encode(Data())
+_RSET = encode(Rset())
+_QUIT = encode(Quit())
+
+_NO_8BITMIME = Reply(554, ("the remote server takes no 8-bit messages",), "5.6.3")
+_NO_SMTPUTF8 = Reply(550, ("the remote server knows no SMTPUTF8",), "5.6.7")
+_NOBODY = Reply(554, ("there is nobody to send to",), "5.5.1")
+
+
+class State(IntEnum):
+    """Where the session is."""
+
+    OPENING = auto()
+    """Greeting and hello."""
+    IDLE = auto()
+    """Between transactions."""
+    ENVELOPE = auto()
+    """MAIL, RCPT and DATA are said, or their replies awaited."""
+    BODY = auto()
+    """The caller sends the body."""
+    CLOSE = auto()
+    """The body was sent; its reply is awaited."""
+    UNWANTED = auto()
+    """The server refused us and still listens: there is nothing to do but to quit."""
+    QUITTING = auto()
+    ENDED = auto()
+
+
+class _Step(IntEnum):
+    """What a reply is awaited for."""
+
+    GREETING = auto()
+    EHLO = auto()
+    HELO = auto()
+    MAIL = auto()
+    RCPT = auto()
+    DATA = auto()
+    MESSAGE = auto()
+    NO_MESSAGE = auto()
+    """A dot alone, as the server wants a body for nobody."""
+    RSET = auto()
+    QUIT = auto()
+
+
+@dataclass(slots=True)
+class _Work:
+    """A transaction under way."""
+
+    recipients: tuple[str, ...]
+    mail: bytes
+    """The MAIL command."""
+    rcpts: deque[tuple[str, bytes]]
+    """Recipients not answered yet, with their RCPT commands."""
+    final: dict[str, Reply]
+    """What was said for good of recipients; a refusal, before the body is sent."""
+    accepted: list[str] = field(default_factory=list)
+    mail_refusal: Reply | None = None
+    body_sent: bool = False
+
+    def replies(self, last: Reply) -> dict[str, Reply]:
+        """Return one reply for each recipient, ``last`` for those still open."""
+        rest = self.mail_refusal or last
+        return {to: self.final.get(to, rest) for to in self.recipients}
+
+
+_OnReply: TypeAlias = Callable[["ClientSession", Reply], None]
+_OnTransactionReply: TypeAlias = Callable[["ClientSession", Reply, _Work], None]
+
+
+class ClientSession:
+    """One session, from the connection to its end.
+
+    Args:
+        helo_name: how we call ourselves: a domain name or an address literal.
+
+    Raises:
+        SmtpSyntaxError: it is neither.
+    """
+
+    def __init__(self, helo_name: str) -> None:
+        self._ehlo = encode(Ehlo(helo_name))
+        self._helo = encode(Helo(helo_name))
+        self._state = State.OPENING
+        self._replies = ReplyParser()
+        self._output: list[bytes] = []
+        self._events: deque[Event] = deque()
+        self._unsent: list[_Step] = []
+        """Steps whose command is in _output."""
+        self._awaited: deque[_Step] = deque([_Step.GREETING])
+        """Steps whose command was taken to be sent; the oldest first."""
+        self._extensions: Mapping[str, str] = {}
+        self._work: _Work | None = None
+        self._body = BodyEncoder()
+        self._held_back = False
+        """The work waits for the reply to RSET."""
+
+    # What the driver does --------------------------------------------------------------
+
+    @property
+    def closing(self) -> bool:
+        """Close the connection, once everything in data_to_send() is written."""
+        return self._state is State.ENDED
+
+    def receive_data(self, data: bytes) -> None:
+        """Take what the server sent; after the session ended it is thrown away."""
+        try:
+            while self._state is not State.ENDED:
+                replies = self._replies.feed(data)
+                if not replies:
+                    return
+                for reply in replies:
+                    self._take(reply)
+                data = b""
+        except SmtpProtocolError as error:
+            text = f"protocol error: {error}"
+            self._break(Reply(421, (text,), "4.5.0"), Disconnected(text))
+
+    def receive_eof(self) -> None:
+        """The server sends no more."""
+        text = "connection lost"
+        if self._work is not None and self._work.body_sent:
+            # RFC 5321 section 4.5.3.2.6, RFC 1047: nobody can know.
+            text += " before the reply; the message may have been delivered"
+        self._break(_lost(text), Disconnected(text))
+
+    def data_to_send(self) -> bytes:
+        """Return what is to be written, and forget it."""
+        data = b"".join(self._output)
+        self._output.clear()
+        self._awaited += self._unsent
+        self._unsent.clear()
+        return data
+
+    def next_event(self) -> Event | None:
+        """Return the next event, None while there is none."""
+        return self._events.popleft() if self._events else None
+
+    def begin(self, transaction: Transaction) -> None:
+        """Begin a transaction; TransactionFinished will come, BodyWanted may before.
+
+        What this server cannot take is finished at once, and nothing is sent. So is
+        everything, with 421, after the session ended.
+
+        Raises:
+            RuntimeError: the session is not ready, or in a transaction.
+        """
+        if self._work is not None or self._state is State.OPENING:
+            raise RuntimeError("the session is not ready for a transaction")
+        work = self._prepare(transaction)
+        if self._state is not State.IDLE:
+            self._finish(work, _lost("connection lost"))
+        elif not work.rcpts:
+            self._finish(work, _NOBODY)
+        else:
+            self._work = work
+            self._state = State.ENVELOPE
+            self._held_back = not self._pipelining and self._waits
+            if not self._held_back:
+                self._say_envelope(work)
+
+    def send_body(self, chunk: bytes) -> None:
+        """Send the next piece of the body, in canonical form (RFC 5321 2.3.8).
+
+        If the transaction is over, as the connection broke, this does nothing.
+
+        Raises:
+            SmtpProtocolError: the body has a bare CR or LF. The session is over: the
+                connection has to be closed, or what was sent would become a message.
+            RuntimeError: no body is wanted.
+        """
+        self._send_stuffed(lambda: self._body.encode(chunk))
+
+    def finish_body(self) -> None:
+        """End the body.
+
+        Raises:
+            SmtpProtocolError, RuntimeError: as send_body().
+        """
+        self._send_stuffed(self._body.finish)
+        if self._work is not None:
+            self._work.body_sent = True
+            self._state = State.CLOSE
+            self._unsent.append(_Step.MESSAGE)
+
+    def quit(self) -> None:
+        """Say QUIT; ``closing`` becomes true with its reply.
+
+        Raises:
+            RuntimeError: a transaction is under way.
+        """
+        if self._work is not None:
+            raise RuntimeError("a transaction is under way")
+        if self._state not in {State.QUITTING, State.ENDED}:
+            self._state = State.QUITTING
+            self._say(_QUIT, _Step.QUIT)
+
+    # Saying ------------------------------------------------------------------------------
+
+    @property
+    def _pipelining(self) -> bool:
+        return "PIPELINING" in self._extensions
+
+    @property
+    def _waits(self) -> bool:
+        return bool(self._awaited or self._unsent)
+
+    def _say(self, line: bytes, step: _Step) -> None:
+        self._output.append(line)
+        self._unsent.append(step)
+
+    def _say_envelope(self, work: _Work) -> None:
+        self._say(work.mail, _Step.MAIL)
+        if self._pipelining:
+            for _, line in work.rcpts:
+                self._say(line, _Step.RCPT)
+            self._say(_DATA, _Step.DATA)
+
+    def _send_stuffed(self, stuffed: Callable[[], bytes]) -> None:
+        if self._state is State.ENDED:
+            return
+        if self._state is not State.BODY:
+            raise RuntimeError("no body is wanted")
+        try:
+            self._output.append(stuffed())
+        except SmtpProtocolError:
+            self._state, self._work = State.ENDED, None
+            raise
+
+    # Preparing ---------------------------------------------------------------------------
+
+    def _prepare(self, transaction: Transaction) -> _Work:
+        recipients = tuple(dict.fromkeys(transaction.recipients))
+        work = _Work(recipients, b"", deque(), {})
+        refusal = self._cannot(transaction)
+        if refusal is None:
+            try:
+                work.mail = self._mail(transaction)
+            except SmtpSyntaxError as error:
+                refusal = error.reply
+        for to in recipients:
+            if refusal is not None:
+                work.final[to] = refusal
+                continue
+            try:
+                work.rcpts.append((to, _rcpt(to, smtputf8=transaction.smtputf8)))
+            except SmtpSyntaxError as error:
+                work.final[to] = error.reply
+        return work
+
+    def _cannot(self, transaction: Transaction) -> Reply | None:
+        """Return why this server cannot take the message; None if it may."""
+        if transaction.eight_bit and "8BITMIME" not in self._extensions:
+            return _NO_8BITMIME
+        if transaction.smtputf8 and "SMTPUTF8" not in self._extensions:
+            return _NO_SMTPUTF8
+        limit = self._size_limit()
+        if limit and transaction.body_size > limit:
+            text = f"the remote server takes no more than {limit} octets"
+            return Reply(552, (text,), "5.3.4")
+        return None
+
+    def _size_limit(self) -> int:
+        """Return octets the server takes; 0 if it does not say (RFC 1870 section 4)."""
+        limit = self._extensions.get("SIZE", "")
+        return int(limit) if limit.isascii() and limit.isdecimal() else 0
+
+    def _mail(self, transaction: Transaction) -> bytes:
+        sender: Mailbox | None = parse_reverse_path(
+            f"<{transaction.sender}>", smtputf8=transaction.smtputf8
+        )
+        return encode(
+            Mail(
+                sender,
+                transaction.body_size if "SIZE" in self._extensions else None,
+                "8BITMIME" if transaction.eight_bit else None,
+                transaction.smtputf8,
+            )
+        )
+
+    # Replies -----------------------------------------------------------------------------
+
+    def _take(self, reply: Reply) -> None:
+        """Take the next reply.
+
+        Raises:
+            SmtpProtocolError: it makes no sense here.
+        """
+        if self._state is State.ENDED:
+            return
+        if reply.code == 421:
+            # RFC 5321 section 3.8: it may come at any time, and the server hangs up.
+            self._break(reply, Refused(reply))
+        elif self._awaited:
+            step = self._awaited.popleft()
+            if self._state is not State.QUITTING or step is _Step.QUIT:
+                _check_kind(step, reply)
+                if self._work is not None and step in self._IN_TRANSACTION:
+                    self._IN_TRANSACTION[step](self, reply, self._work)
+                else:
+                    self._OUTSIDE[step](self, reply)
+        elif self._state in {State.BODY, State.CLOSE} and reply.code >= 400:
+            # Refused before its end; the rest of it would be taken for commands.
+            self._break(reply, Refused(reply))
+        else:
+            raise SmtpProtocolError("the server sent a reply to nothing")
+
+    def _break(self, reply: Reply, event: Event) -> None:
+        """End the session: with a reply for each recipient, or else with the event."""
+        before, self._state = self._state, State.ENDED
+        if self._work is not None:
+            self._finish(self._work, reply)
+        elif before in {State.OPENING, State.IDLE}:
+            self._events.append(event)
+
+    def _finish(self, work: _Work, last: Reply) -> None:
+        if self._work is not None and self._state is not State.ENDED:
+            self._state = State.IDLE
+        self._work = None
+        self._events.append(TransactionFinished(work.replies(last)))
+
+    # Each is called with a reply of 2yz (3yz for DATA), 4yz or 5yz, but not 421 -----------
+
+    def _on_greeting(self, reply: Reply) -> None:
+        if reply.is_positive:
+            self._say(self._ehlo, _Step.EHLO)
+        else:
+            self._unwanted(reply)
+
+    def _on_ehlo(self, reply: Reply) -> None:
+        if reply.is_positive:
+            found = (_EXTENSION.fullmatch(line) for line in reply.lines[1:])
+            self._extensions = {m[1].upper(): m[2] or "" for m in found if m}
+            self._ready()
+        elif reply.is_permanent:
+            # RFC 5321 section 3.2: a server without EHLO says so with 5yz.
+            self._say(self._helo, _Step.HELO)
+        else:
+            self._unwanted(reply)
+
+    def _on_helo(self, reply: Reply) -> None:
+        if reply.is_positive:
+            self._ready()
+        else:
+            self._unwanted(reply)
+
+    def _ready(self) -> None:
+        self._state = State.IDLE
+        self._events.append(Ready(self._extensions))
+
+    def _unwanted(self, reply: Reply) -> None:
+        self._state = State.UNWANTED
+        self._events.append(Refused(reply))
+
+    def _on_mail(self, reply: Reply, work: _Work) -> None:
+        if not reply.is_positive:
+            work.mail_refusal = reply
+        if self._pipelining:
+            return
+        if reply.is_positive:
+            self._say_next(work)
+        else:
+            self._finish(work, reply)
+
+    def _on_rcpt(self, reply: Reply, work: _Work) -> None:
+        to, _ = work.rcpts.popleft()
+        if reply.is_positive:
+            work.accepted.append(to)
+        elif work.mail_refusal is None:
+            work.final[to] = reply
+        if not self._pipelining:
+            self._say_next(work)
+
+    def _say_next(self, work: _Work) -> None:
+        """Go on where the server has no PIPELINING."""
+        if work.rcpts:
+            self._say(work.rcpts[0][1], _Step.RCPT)
+        elif work.accepted:
+            self._say(_DATA, _Step.DATA)
+        else:
+            self._say(_RSET, _Step.RSET)
+            self._finish(work, _NOBODY)
+
+    def _on_data(self, reply: Reply, work: _Work) -> None:
+        if reply.code >= 400:
+            # A transaction that was begun stays open: RFC 5321 section 3.3.
+            if work.mail_refusal is None:
+                self._say(_RSET, _Step.RSET)
+            self._finish(work, reply)
+        elif work.accepted and work.mail_refusal is None:
+            self._state = State.BODY
+            self._body = BodyEncoder()
+            self._events.append(BodyWanted())
+        else:
+            # RFC 2920 section 3.1: the server waits for a body all the same.
+            self._say(b".\r\n", _Step.NO_MESSAGE)
+
+    def _on_end(self, reply: Reply, work: _Work) -> None:
+        self._finish(work, reply)
+
+    def _on_rset(self, reply: Reply) -> None:
+        if not reply.is_positive:
+            # A transaction may be open still: the next MAIL would go wrong.
+            raise SmtpProtocolError("the server refuses RSET")
+        if self._held_back and self._work is not None:
+            self._held_back = False
+            self._say_envelope(self._work)
+
+    def _on_quit(self, _: Reply) -> None:
+        self._state = State.ENDED
+
+    _OUTSIDE: ClassVar[Mapping[_Step, _OnReply]] = {
+        _Step.GREETING: _on_greeting,
+        _Step.EHLO: _on_ehlo,
+        _Step.HELO: _on_helo,
+        _Step.RSET: _on_rset,
+        _Step.QUIT: _on_quit,
+    }
+    _IN_TRANSACTION: ClassVar[Mapping[_Step, _OnTransactionReply]] = {
+        _Step.MAIL: _on_mail,
+        _Step.RCPT: _on_rcpt,
+        _Step.DATA: _on_data,
+        _Step.MESSAGE: _on_end,
+        _Step.NO_MESSAGE: _on_end,
+    }
+
+
+def _check_kind(step: _Step, reply: Reply) -> None:
+    """Refuse a reply of a kind that the step cannot have.
+
+    Only DATA goes on with 3yz, and it has no 2yz (RFC 5321 section 4.3.2).
+    """
+    impossible = reply.is_positive if step is _Step.DATA else reply.code // 100 == 3
+    if impossible:
+        text = f"the server answered {step.name} with {reply.code}"
+        raise SmtpProtocolError(text)
+
+
+def _lost(text: str) -> Reply:
+    return Reply(421, (text,), "4.4.2")
+
+
+def _rcpt(address: str, *, smtputf8: bool) -> bytes:
+    return encode(Rcpt(parse_forward_path(f"<{address}>", smtputf8=smtputf8)))
