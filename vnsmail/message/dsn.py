@@ -212,12 +212,12 @@ def _returned(headers: bytes, *, utf8: bool) -> bytes:
         return f"Content-Type: {kind}\r\n\r\n".encode() + headers
     return (
         f"Content-Type: {kind}\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n"
-    ).encode() + binascii.b2a_qp(_canonical(headers))
+    ).encode() + b"\r\n".join(map(_quoted_printable, headers.split(b"\r\n")))
 
 
-def _canonical(headers: bytes) -> bytes:
-    """Return lines ended by CRLF: what came with bare CR or LF is shown, not passed on."""
-    return b"".join(line + b"\r\n" for line in headers.splitlines())
+def _quoted_printable(line: bytes) -> bytes:
+    # A CR or LF that stands alone is no line end, so it is written as =0D or =0A.
+    return binascii.b2a_qp(line, istext=False).replace(b"=\n", b"=\r\n")
 
 
 def _message_id(headers: bytes) -> str:

@@ -50,7 +50,7 @@ class ConnectedDatagram(dns.asyncbackend.DatagramSocket):  # type: ignore[name-d
         self,
         what: bytes,
         destination: _Address,
-        timeout: float | None,  # noqa: ASYNC109  as dnspython declares it
+        timeout: float | None,
     ) -> int:
         self._destination = destination
         async with _within(timeout):
@@ -60,7 +60,7 @@ class ConnectedDatagram(dns.asyncbackend.DatagramSocket):  # type: ignore[name-d
     async def recvfrom(
         self,
         size: int,
-        timeout: float | None,  # noqa: ASYNC109  as dnspython declares it
+        timeout: float | None,
     ) -> tuple[bytes, _Address | None]:
         async with _within(timeout):
             data = await asyncio.get_running_loop().sock_recv(self._socket, size)
@@ -87,7 +87,7 @@ class ConnectedStream(dns.asyncbackend.StreamSocket):  # type: ignore[name-defin
     async def sendall(
         self,
         what: bytes,
-        timeout: float | None,  # noqa: ASYNC109  as dnspython declares it
+        timeout: float | None,
     ) -> None:
         async with _within(timeout):
             await asyncio.get_running_loop().sock_sendall(self._socket, what)
@@ -95,7 +95,7 @@ class ConnectedStream(dns.asyncbackend.StreamSocket):  # type: ignore[name-defin
     async def recv(
         self,
         size: int,
-        timeout: float | None,  # noqa: ASYNC109  as dnspython declares it
+        timeout: float | None,
     ) -> bytes:
         async with _within(timeout):
             return await asyncio.get_running_loop().sock_recv(self._socket, size)
@@ -123,14 +123,14 @@ class HandedBackend(dns.asyncbackend.Backend):  # type: ignore[name-defined,misc
         # Else make_socket is not told which server the socket is for.
         return True
 
-    async def make_socket(  # noqa: PLR0917  as dnspython declares it
+    async def make_socket(
         self,
         af: int,
         socktype: int,
         proto: int = 0,
         source: object = None,
         destination: _Address = ("", 0),
-        timeout: float | None = None,  # noqa: ASYNC109  as dnspython declares it
+        timeout: float | None = None,
         ssl_context: object = None,
         server_hostname: str | None = None,
     ) -> ConnectedDatagram | ConnectedStream:
