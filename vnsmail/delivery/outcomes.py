@@ -32,6 +32,11 @@ def from_reply(reply: Reply, remote: str, source: str) -> Outcome:
     return Outcome(verdict, reply.code, enhanced, _line(reply.text), remote, source)
 
 
+def delivered(text: str) -> Outcome:
+    """Return the outcome when a message is in a mailbox here: no remote was asked."""
+    return Outcome(Verdict.DELIVERED, 250, "2.0.0", _line(text))
+
+
 def deferred(code: int, enhanced: str, text: str, remote: str = "") -> Outcome:
     return Outcome(Verdict.DEFERRED, code, enhanced, _line(text), remote)
 

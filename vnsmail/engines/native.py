@@ -19,7 +19,7 @@ import uvloop
 
 from vnsmail import log as logging
 from vnsmail.broker.client import SocketClient
-from vnsmail.channel import Channel, ChannelClosed, close_all
+from vnsmail.channel import Channel, ChannelClosed, MessageTooLong, close_all
 from vnsmail.engines import protocol
 from vnsmail.engines.owner import OwnerService
 from vnsmail.errors import NotServed, VnsmailError
@@ -81,9 +81,17 @@ class Worker:
         finally:
             close_all(fds)
         try:
-            await self._channel.send(protocol.encode(answer))
+            await self._say(answer)
         except ChannelClosed:
             self.end()
+
+    async def _say(self, answer: protocol.Answer) -> None:
+        try:
+            await self._channel.send(protocol.encode(answer))
+        except MessageTooLong as error:
+            await self._channel.send(
+                protocol.encode(protocol.Failed(answer.id, str(error)))
+            )
 
     async def _handle(
         self, request: protocol.Request, fds: list[int]
@@ -153,7 +161,7 @@ class Worker:
 
 
 async def _main(channel_fd: int) -> None:
-    channel = Channel(socket.socket(fileno=channel_fd))
+    channel = Channel(socket.socket(fileno=channel_fd), large=True)
     async with asyncio.TaskGroup() as tasks:
         worker = Worker(channel, tasks)
         loop = asyncio.get_running_loop()

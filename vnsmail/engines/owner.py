@@ -5,31 +5,51 @@ logged, told in its report, and tried again, and never reaches the worker's own 
 """
 
 import asyncio
+import errno
 import os
-import socket
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import msgspec
+
 from vnsmail.broker.client import SocketClient
+from vnsmail.channel import MAX_MESSAGE
+from vnsmail.delivery import outcomes as say
 from vnsmail.delivery.agent import AgentFacts, DeliveryAgent
 from vnsmail.engines.protocol import OwnerFacts, OwnerReport, QueueEntry
-from vnsmail.errors import BrokerRefused, VnsmailError
-from vnsmail.inbound.accept import AcceptPolicy
-from vnsmail.inbound.inject import InjectRequest, prepare
-from vnsmail.inbound.session import Receiver, ReceiverFacts
+from vnsmail.errors import NotServed, QueueUnavailable, VnsmailError
+from vnsmail.inbound.accept import AcceptPolicy, Taken
+from vnsmail.inbound.inject import InjectRequest, Prepared, prepare
+from vnsmail.inbound.listeners import Reception
+from vnsmail.inbound.session import ReceiverFacts
 from vnsmail.log import logger
 from vnsmail.mailbox import maildir
-from vnsmail.model import Envelope, Owner
+from vnsmail.model import Envelope, Outcome, Owner, ip_address
 from vnsmail.queue.body import Body
-from vnsmail.queue.queue import Queue
+from vnsmail.queue.envelope import ENTROPY_BYTES, QueueCounts, new_id
+from vnsmail.queue.queue import Queue, QueuedMessage
 from vnsmail.resolve.resolver import Resolver
 from vnsmail.settings import Settings
+from vnsmail.smtp.address import Mailbox, parse_mailbox
 
 CLOSE_GRACE = 5.0
 """Seconds that sessions and transactions get to finish when an owner is let go."""
 
 RESTART_AFTER = 5.0
 """Seconds before delivery starts again after a fault of ours."""
+
+MAIL = "mail"
+"""Folder below the owner's with a Maildir for each user."""
+
+LISTED_BYTES = MAX_MESSAGE * 3 // 4
+"""Bytes of a list of queued messages; it goes to the supervisor in one message."""
+
+LISTED_RECIPIENTS = 100
+"""Recipients listed of one message. A thousand would not fit one message of ours."""
 
 log = logger("owner")
 
@@ -47,3 +67,337 @@ class PortInUse(VnsmailError):
             "use by another program; stop it, or make it listen on other addresses "
             "(`ss -ltnp` tells which it is)"
         )
+
+
+class OwnerService:
+    """Serves one owner from ``open`` to ``close``.
+
+    Args:
+        facts: who it is.
+        settings: of the whole system.
+        resolvers: addresses of name servers.
+        sockets: where every socket comes from.
+        executor: does what waits for a disk.
+    """
+
+    def __init__(
+        self,
+        facts: OwnerFacts,
+        settings: Settings,
+        resolvers: tuple[str, ...],
+        sockets: SocketClient,
+        executor: Executor,
+    ) -> None:
+        self._facts = facts
+        self._policy = _policy(facts)
+        self._settings = settings
+        self._sockets = sockets
+        self._executor = executor
+        self._folder = Path(facts.folder)
+        self._resolver = Resolver(sockets.resolver, resolvers, settings.dns.timeout)
+        self._listening: list[str] = []
+        self._queue: Queue | None = None
+        self._reception: Reception | None = None
+        self._agent: DeliveryAgent | None = None
+        self._delivering: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
+        self._fault = ""
+
+    # From the beginning to the end -----------------------------------------------------
+
+    async def open(self) -> None:
+        """Open the queue, listen, and deliver; if one of it fails, nothing is open.
+
+        Raises:
+            QueueUnavailable: the queue cannot be used.
+            PortInUse: another program listens on an address of this owner.
+            SourceUnavailable, BrokerGone, BrokerRefused: there is no listening socket.
+            NotServed: the kernel does not let us listen.
+        """
+        try:
+            self._queue = await Queue.open(self._folder, self._executor)
+            self._reception = Reception(
+                self._receiver_facts(),
+                keep=self._keep,
+                reverse_name=self._resolver.verified_reverse_name,
+                executor=self._executor,
+            )
+            if self._facts.listen:
+                await self._listen(self._reception)
+            self._agent = self._new_agent(self._queue)
+        except BaseException:
+            await asyncio.shield(self._close_all())
+            raise
+        # Not before everything is open: an owner that is not served sends nothing.
+        self._delivering = asyncio.ensure_future(self._deliver(self._agent))
+        log.info("owner.opened", owner=self._facts.owner, listening=self._listening)
+
+    async def close(self) -> None:
+        """Finish what is being said, keep the rest queued, and close all files."""
+        await self._close_all()
+        log.info("owner.closed", owner=self._facts.owner)
+
+    async def _close_all(self) -> None:
+        self._closing.set()
+        ending = []
+        if self._reception is not None:
+            ending.append(self._reception.close(CLOSE_GRACE))
+        if self._agent is not None:
+            ending.append(self._agent.drain(CLOSE_GRACE))
+        await asyncio.gather(*ending)
+        if self._delivering is not None:
+            await self._delivering
+        if self._queue is not None:
+            try:
+                await self._queue.close()
+            except QueueUnavailable as error:
+                # What was acknowledged is on disk all the same.
+                reason = str(error)
+                log.warning("queue.not_closed", owner=self._facts.owner, reason=reason)
+
+    def accepts(self, facts: OwnerFacts) -> bool:
+        """Say whether ``update`` can take these facts, or a new service is needed.
+
+        Sockets and files outlive a change, so addresses and folder must be the same.
+        """
+        mine = self._facts
+        return (facts.owner, facts.folder, facts.addresses, facts.listen) == (
+            mine.owner,
+            mine.folder,
+            mine.addresses,
+            mine.listen,
+        )
+
+    def update(self, facts: OwnerFacts) -> None:
+        """Use a changed name, changed domains or users, from now on."""
+        self._facts = facts
+        self._policy = _policy(facts)
+        if self._reception is not None:
+            self._reception.update(self._receiver_facts())
+        if self._agent is not None:
+            self._agent.update(_agent_facts(facts))
+
+    # What is asked of it ---------------------------------------------------------------
+
+    async def inject(
+        self, fd: int, sender: str, recipients: tuple[str, ...], uid: int
+    ) -> str:
+        """Queue a message that a local command hands over; return its queue id.
+
+        On return it is on disk.
+
+        Args:
+            fd: a file with the message; it stays the caller's.
+            sender: an address of one of the owner's users.
+            recipients: addresses.
+            uid: who ran the command.
+
+        Raises:
+            BadInput: the message or an address is not acceptable.
+            QueueUnavailable: it cannot be kept.
+        """
+        now = time.time()
+        job = partial(
+            _prepare,
+            # A copy: were this call cancelled, the thread would go on with ``fd``, which
+            # by then may be another file.
+            os.dup(fd),
+            InjectRequest(sender, recipients, uid),
+            self._receiver_facts(),
+            new_id(now, os.urandom(ENTROPY_BYTES)),
+            now,
+        )
+        loop = asyncio.get_running_loop()
+        prepared = await loop.run_in_executor(self._executor, job)
+        await self._keep(prepared.envelope, prepared.body)
+        log.info(
+            "message.injected",
+            owner=self._facts.owner,
+            id=prepared.envelope.id,
+            sender=prepared.envelope.sender,
+            recipients=len(prepared.envelope.recipients),
+            size=prepared.body.size,
+            uid=uid,
+        )
+        return prepared.envelope.id
+
+    async def report(self) -> OwnerReport:
+        """Say how the owner is doing. Never fails: trouble is what is reported."""
+        agent = self._agent
+        problem = self._fault or (agent.problem if agent is not None else "")
+        try:
+            counts = await self._opened().counts()
+        except VnsmailError as error:
+            problem = problem or str(error)
+            counts = QueueCounts(0, 0, 0, 0, None)
+        return OwnerReport(
+            owner=self._facts.owner,
+            listening=tuple(self._listening),
+            sessions=0 if self._reception is None else self._reception.sessions,
+            messages=counts.messages,
+            deferred=counts.deferred,
+            oldest=counts.oldest,
+            problem=problem,
+        )
+
+    async def list_queue(self, limit: int) -> tuple[QueueEntry, ...]:
+        """Return queued messages, oldest first: as many as one message of ours holds.
+
+        Raises:
+            QueueUnavailable: the queue cannot be read.
+        """
+        return tuple(_fitting(await self._opened().list(limit)))
+
+    # Within ------------------------------------------------------------------------------
+
+    def _opened(self) -> Queue:
+        if self._queue is None:
+            raise NotServed(self._facts.owner, "its queue is not open")
+        return self._queue
+
+    def _receiver_facts(self) -> ReceiverFacts:
+        smtp = self._settings.smtp
+        return ReceiverFacts(
+            owner=Owner(self._facts.owner),
+            name=self._facts.name,
+            policy=self._policy,
+            folder=self._folder,
+            max_message_size=smtp.max_message_size,
+            max_recipients=smtp.max_recipients,
+            command_timeout=smtp.command_timeout,
+        )
+
+    async def _listen(self, reception: Reception) -> None:
+        port = self._settings.smtp.port
+        owner = self._facts.owner
+        for address in self._facts.addresses:
+            try:
+                sock = await self._sockets.listener(owner, address, port)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise PortInUse(owner, address, port) from None
+                reason = f"cannot listen on {address}: {error.strerror}"
+                raise NotServed(owner, reason) from None
+            reception.listen(sock)
+            literal = f"[{address}]" if ":" in address else address
+            self._listening.append(f"{literal}:{port}")
+
+    async def _keep(self, envelope: Envelope, body: Body) -> None:
+        """Make a message durable, then deliver it.
+
+        Mail for users here takes the same way: 250 is said after one commit, whoever
+        the recipients are.
+        """
+        await self._opened().accept(envelope, body)
+        if self._agent is not None:
+            self._agent.hand_over(envelope, body)
+
+    # Delivery ----------------------------------------------------------------------------
+
+    def _new_agent(self, queue: Queue) -> DeliveryAgent:
+        return DeliveryAgent(
+            facts=_agent_facts(self._facts),
+            queue=queue,
+            sockets=self._sockets,
+            resolver=self._resolver,
+            local_delivery=self._deliver_here,
+            settings=self._settings,
+        )
+
+    async def _deliver(self, agent: DeliveryAgent) -> None:
+        """Deliver until ``close``; after a fault of ours start again, with a pause."""
+        while True:
+            try:
+                await agent.run()
+            except Exception as error:  # the worker and its other owners go on
+                log.exception("delivery.fault", owner=self._facts.owner)
+                self._fault = f"delivery had a fault, and starts again soon: {error!r}"
+            if self._closing.is_set():
+                return
+            try:
+                async with asyncio.timeout(RESTART_AFTER):
+                    await self._closing.wait()
+            except TimeoutError:
+                pass
+            else:
+                return
+            self._agent = agent = self._new_agent(self._opened())
+            self._fault = ""
+
+    async def _deliver_here(
+        self, recipient: str, body: Body, envelope: Envelope
+    ) -> Outcome:
+        """Put a message into a user's mailbox.
+
+        Raises:
+            StateUnusable, QueueUnavailable: not now.
+        """
+        mailbox = (
+            parse_mailbox(recipient, smtputf8=True)
+            if "@" in recipient
+            else Mailbox(recipient, "")
+        )
+        decision = self._policy.decide(mailbox)
+        if not isinstance(decision, Taken):
+            return say.failed(decision.code, decision.enhanced, decision.text)
+        put = partial(
+            maildir.deliver,
+            self._folder / MAIL / decision.user,
+            body,
+            return_path=envelope.sender,
+            delivered_to=recipient,
+            now=time.time(),
+        )
+        await asyncio.get_running_loop().run_in_executor(self._executor, put)
+        return say.delivered(f"put into the mailbox of {decision.user}")
+
+
+def _policy(facts: OwnerFacts) -> AcceptPolicy:
+    return AcceptPolicy.of(
+        facts.domains,
+        facts.users,
+        any_user=facts.any_user,
+        addresses=map(ip_address, facts.addresses),
+    )
+
+
+def _agent_facts(facts: OwnerFacts) -> AgentFacts:
+    return AgentFacts(
+        owner=Owner(facts.owner),
+        name=facts.name,
+        addresses=frozenset(map(ip_address, facts.addresses)),
+        domains=frozenset(domain.lower() for domain in facts.domains),
+    )
+
+
+def _prepare(
+    fd: int, request: InjectRequest, facts: ReceiverFacts, queue_id: str, now: float
+) -> Prepared:
+    try:
+        return prepare(fd, request, facts, queue_id, now)
+    finally:
+        os.close(fd)
+
+
+def _fitting(messages: Sequence[QueuedMessage]) -> Iterator[QueueEntry]:
+    """Return entries, the first ones, that fit in one message to the supervisor."""
+    room = LISTED_BYTES
+    for message in messages:
+        shown = message.recipients[:LISTED_RECIPIENTS]
+        entry = QueueEntry(
+            replace(message.envelope, recipients=tuple(r.address for r in shown)),
+            message.size,
+            tuple(
+                (
+                    r.address,
+                    r.attempts,
+                    r.next_attempt_at,
+                    r.last.text if r.last else "",
+                )
+                for r in shown
+            ),
+        )
+        room -= len(msgspec.msgpack.encode(entry))
+        if room < 0:
+            return
+        yield entry

@@ -182,6 +182,11 @@ class ServerSession:
         return self._state is State.ENDED
 
     @property
+    def in_body(self) -> bool:
+        """Whether what comes now belongs to a body, wanted or not."""
+        return self._state is State.BODY
+
+    @property
     def buffered(self) -> int:
         """Octets received that wait, for an answer or for the rest of their line."""
         return len(self._input) - self._at

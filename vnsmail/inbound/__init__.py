@@ -1,0 +1,1 @@
+"""The receiving side: SMTP sessions, and messages that local commands hand over."""

@@ -1,0 +1,85 @@
+"""The header block of a message, as the bytes it is made of. Pure.
+
+Rules of this file: nothing is decoded, unfolded or repaired; the fields and what stands
+behind them, put together again, are the bytes that were given. Lines end with CRLF.
+"""
+
+import re
+from dataclasses import dataclass
+
+MAX_HOPS = 50
+"""Received fields that a message may have; more mean that it goes in a circle (RFC 5321
+section 6.3). Postfix, too, has 50 (hopcount_limit)."""
+
+# RFC 5322 section 3.6.8; white space before the colon is the obsolete form (4.5).
+_FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:")
+_RECEIVED = re.compile(rb"(?:^|\n)received[ \t]*:", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One header field."""
+
+    name: str
+    """In lower case."""
+    raw: bytes
+    """All its lines, with their ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The fields at the front of some bytes."""
+
+    fields: tuple[Field, ...]
+    rest: bytes
+    """What stands behind the last field, with the empty line if there is one."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether a line that is no field follows, so that no field can be missing."""
+        return b"\r\n" in self.rest
+
+    def has(self, name: str) -> bool:
+        """Say whether there is a field of that name, given in lower case."""
+        return any(field.name == name for field in self.fields)
+
+
+def parse_header(front: bytes) -> Header:
+    """Return the fields at the front of a message.
+
+    The header block ends at the first line that is neither a field nor the
+    continuation of one, be it empty or not. An unfinished line belongs to the rest.
+    """
+    names: list[str] = []
+    starts: list[int] = []
+    at = 0
+    while (end := front.find(b"\r\n", at)) >= 0:
+        if front[at : at + 1] in {b" ", b"\t"} and names:
+            at = end + 2
+            continue
+        match = _FIELD.match(front, at, end)
+        if match is None:
+            break
+        names.append(match[1].decode("ascii").lower())
+        starts.append(at)
+        at = end + 2
+    # A field whose continuation may still come is not finished, but is taken.
+    ends = [*starts, at][1:]
+    fields = tuple(
+        Field(name, front[start:stop])
+        for name, start, stop in zip(names, starts, ends, strict=True)
+    )
+    return Header(fields, front[at:])
+
+
+def count_received(front: bytes) -> int:
+    """Return how many Received fields stand in the header block of a message.
+
+    Args:
+        front: the message, or so much of its front as is to be looked at: each host
+            puts its field in front of the others.
+    """
+    if front.startswith(b"\r\n"):
+        return 0
+    end = front.find(b"\r\n\r\n")
+    return len(_RECEIVED.findall(front, 0, end if end >= 0 else len(front)))
