@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -37,9 +38,17 @@ def as_json(value: object) -> None:
 
 
 def table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], empty: str
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    empty: str,
+    *,
+    stack: bool = False,
 ) -> None:
-    """Write a table, or the remark ``empty`` where there are no rows."""
+    """Write a table, or the remark ``empty`` where there are no rows.
+
+    With ``stack``, a terminal too narrow for it gets a block of lines for each row.
+    """
     if not rows:
         remark(empty)
         return
@@ -49,7 +58,22 @@ def table(
         shown.add_column(column, justify="right" if right else "left", overflow="fold")
     for row in rows:
         shown.add_row(*(_cell(value) for value in row))
+    unbounded = _out.options.update(max_width=10_000)
+    if stack and Measurement.get(_out, unbounded, shown).maximum > _out.width:
+        _blocks(columns, rows)
+        return
     _out.print(shown)
+
+
+def _blocks(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    for row in rows:
+        block = Table.grid(padding=(0, 2))
+        block.add_column(style="bold")
+        block.add_column(overflow="fold")
+        for column, value in zip(columns, row, strict=True):
+            block.add_row(column, _cell(value))
+        _out.print(block)
+        _out.print()
 
 
 def facts(pairs: Sequence[tuple[str, object]]) -> None:

@@ -1,0 +1,1 @@
+"""Packets as evidence: recording, reading, and a verdict on who sent from where."""

@@ -1,0 +1,342 @@
+"""The verdict: did every packet of a sender's mail leave from the sender's address? Pure.
+
+A connection belongs to the sender whose name the client said in EHLO: bytes on the wire
+that the receiver saw, too. What follows from where it came from and what it said:
+
+    source is …        EHLO is …          judged as
+    an expected one    its owner's        right
+    any other          a sender's         wrong: every packet counts, and whoever has
+                                          that address did not keep it to himself
+    a sender's         nobody's here      wrong: no name for a sender's address
+    a sender's         none               unproven, so wrong; but an attempt that never
+                                          was a connection, or that the server turned
+                                          away in its greeting, carried no mail: noted
+    nobody's here      nobody's, or none  to a sender's address: mail coming in, not
+                                          judged; to anybody else: wrong
+    known to be        anything           not judged: what a stranger says of himself
+    somebody else's                       proves nothing
+
+Rules of this file. It fails closed: what cannot be read or attributed is no pass, and
+neither is a capture that lost packets. A sender without mail has not passed. Every
+reason is a sentence a person understands; one reason of many connections is one
+sentence.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from vnsmail.capture import dialogue
+from vnsmail.capture.dialogue import Dialogue
+from vnsmail.capture.flows import Flow
+from vnsmail.capture.received import Received
+from vnsmail.model import IPAddress
+
+
+class Verdict(StrEnum):
+    """What is proven of one sender, or of all."""
+
+    PASS = "pass"  # noqa: S105  a verdict
+    FAIL = "fail"
+    NO_MAIL = "no mail"
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Somebody whose mail is expected, and where it must come from."""
+
+    name: str
+    """Shown, and expected in EHLO."""
+    context: str
+    """``namespace``, ``alias`` or ``machine``."""
+    expected: tuple[IPAddress, ...]
+    """Addresses that its mail may leave from."""
+    addresses: frozenset[IPAddress]
+    """All its addresses: nobody else's mail may leave from these."""
+    domains: frozenset[str] = frozenset()
+    """Mail domains: nobody else's connections may carry mail from these."""
+
+    def __str__(self) -> str:
+        return "the machine" if self.context == "machine" else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One sender's part of the proof."""
+
+    sender: Sender
+    seen: tuple[IPAddress, ...]
+    """Sources of its connection requests (SYN)."""
+    packets: int
+    """From client to server, in connections that are its by what they say."""
+    wrong: int
+    """Those of them whose source is not expected."""
+    helo: tuple[str, ...]
+    """Names given in its connections."""
+    mail_from: tuple[str, ...]
+    """Domains in MAIL FROM of its connections."""
+    attempts: int
+    """Connections from its addresses that were refused, unanswered or turned away."""
+    received: tuple[str, ...]
+    """What remotes wrote of it: the wrong ones, else one for each address."""
+    problems: tuple[str, ...]
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The verdict on a capture."""
+
+    hosts: tuple[Judged, ...]
+    problems: tuple[str, ...]
+    """What is wrong and no one sender's."""
+    strangers: int
+    """Connections that were not judged, as no sender began them."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """Pass if all of it is proven: every sender, and nothing left over."""
+        proven = all(host.verdict is Verdict.PASS for host in self.hosts)
+        if self.hosts and proven and not self.problems:
+            return Verdict.PASS
+        return Verdict.FAIL
+
+
+def judge(
+    senders: Sequence[Sender],
+    flows: Iterable[Flow],
+    received: Sequence[Received] | None = None,
+    *,
+    others: Collection[IPAddress] = (),
+    damage: Sequence[str] = (),
+) -> Proof:
+    """Return the verdict.
+
+    Args:
+        senders: who is expected to have sent mail; no two share a name or address.
+        flows: all connections of the capture.
+        received: what remotes wrote; None where nobody could be asked, and then the
+            packets alone are judged.
+        others: addresses known to belong to somebody else, such as the remotes.
+        damage: what makes the capture incomplete, in sentences. With any, nobody
+            passes.
+    """
+    court = _Court(senders, frozenset(others))
+    for flow in flows:
+        court.hear(flow)
+    for line in received or ():
+        court.read(line)
+    return Proof(
+        hosts=tuple(
+            account.judged(damage, asked=received is not None)
+            for account in court.accounts.values()
+        ),
+        problems=(*damage, *court.problems.sentences()),
+        strangers=court.strangers,
+    )
+
+
+class _Problems:
+    """Sentences, each with the connections and packets it is true of."""
+
+    def __init__(self) -> None:
+        self._connections: Counter[str] = Counter()
+        self._packets: Counter[str] = Counter()
+
+    def add(self, sentence: str, flow: Flow | None = None) -> None:
+        """Note a sentence; of a connection, it goes on behind "N connections"."""
+        self._connections[sentence] += flow is not None
+        self._packets[sentence] += flow.packets if flow else 0
+
+    def sentences(self) -> tuple[str, ...]:
+        return tuple(
+            f"{_count(number, 'connection')} "
+            f"({_count(self._packets[sentence], 'packet')}) {sentence}"
+            if number
+            else sentence
+            for sentence, number in self._connections.items()
+        )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+@dataclass(slots=True)
+class _Account:
+    """What is known of one sender so far."""
+
+    sender: Sender
+    seen: dict[IPAddress, None] = field(default_factory=dict)
+    packets: int = 0
+    wrong: int = 0
+    mails: int = 0
+    attempts: int = 0
+    helo: dict[str, None] = field(default_factory=dict)
+    mail_from: dict[str, None] = field(default_factory=dict)
+    right_lines: dict[IPAddress, str] = field(default_factory=dict)
+    wrong_lines: dict[str, None] = field(default_factory=dict)
+    problems: _Problems = field(default_factory=_Problems)
+
+    def judged(self, damage: Sequence[str], *, asked: bool) -> Judged:
+        """Return the verdict on this sender.
+
+        Args:
+            damage: what makes the capture incomplete.
+            asked: whether remotes were asked what they wrote.
+        """
+        if asked and self.mails and not self.right_lines:
+            self.problems.add(f"no remote's Received line names {self.sender.name}")
+        problems = (*self.problems.sentences(), *damage)
+        if problems:
+            verdict = Verdict.FAIL
+        else:
+            verdict = Verdict.PASS if self.mails else Verdict.NO_MAIL
+        return Judged(
+            sender=self.sender,
+            seen=tuple(sorted(self.seen, key=_by_family)),
+            packets=self.packets,
+            wrong=self.wrong,
+            helo=tuple(self.helo),
+            mail_from=tuple(self.mail_from),
+            attempts=self.attempts,
+            received=tuple(self.wrong_lines) or self._right_lines(),
+            problems=problems,
+            verdict=verdict,
+        )
+
+    def _right_lines(self) -> tuple[str, ...]:
+        lines = self.right_lines
+        return tuple(lines[address] for address in sorted(lines, key=_by_family))
+
+
+def _by_family(address: IPAddress) -> tuple[int, int]:
+    return address.version, int(address)
+
+
+class _Court:
+    def __init__(self, senders: Sequence[Sender], others: frozenset[IPAddress]) -> None:
+        self.accounts = {sender.name: _Account(sender) for sender in senders}
+        self.problems = _Problems()
+        self.strangers = 0
+        self._others = others
+        self._holders = {a: s for s in senders for a in s.addresses}
+        self._domains = {d: s for s in senders for d in s.domains}
+
+    def hear(self, flow: Flow) -> None:
+        """Judge one connection."""
+        holder = self._holders.get(flow.client)
+        if holder is None and flow.client in self._others:
+            self.strangers += 1
+            return
+        said = dialogue.read(flow.said, flow.answered)
+        named = [name for name in said.helo if name in self.accounts]
+        for name in named:
+            self._charge(self.accounts[name], flow, said)
+        if named:
+            return
+        if holder is not None:
+            self._nameless(self.accounts[holder.name], flow, said)
+        elif flow.server in self._holders:
+            self.strangers += 1
+        else:
+            self.problems.add(
+                f"came from {flow.client}, an address of nobody here, "
+                f"and {_said(said)}",
+                flow,
+            )
+
+    def _charge(self, account: _Account, flow: Flow, said: Dialogue) -> None:
+        """Take a connection that is a sender's by its EHLO."""
+        sender, problems = account.sender, account.problems
+        account.packets += flow.packets
+        account.mails += said.has_mail
+        account.helo |= dict.fromkeys(said.helo)
+        if flow.initial is not None:
+            account.seen.setdefault(flow.client)
+        if flow.client not in sender.expected:
+            account.wrong += flow.packets
+            self._wrong_source(sender, flow)
+        if flow.initial is None:
+            problems.add("began before the capture did: no SYN was seen", flow)
+        elif not flow.accepted:
+            problems.add("had no SYN-ACK in answer to the SYN", flow)
+        if flow.fragments:
+            problems.add("had packets in pieces, which are not read", flow)
+        if len(said.helo) > 1:
+            problems.add(f"said more than one name: {', '.join(said.helo)}", flow)
+        for path in said.senders:
+            domain = path.rpartition("@")[2].lower().rstrip(".")
+            if domain:
+                account.mail_from.setdefault(domain)
+            owner = self._domains.get(domain, sender)
+            if owner is not sender:
+                problems.add(f"carried mail from {domain}, which is {owner}'s", flow)
+
+    def _wrong_source(self, sender: Sender, flow: Flow) -> None:
+        holder = self._holders.get(flow.client)
+        if holder is sender:
+            whose = "an address of its own that it does not send from"
+        elif holder is not None:
+            whose = f"the address of {holder}"
+            self.accounts[holder.name].problems.add(
+                f"of {sender} came from its address {flow.client}", flow
+            )
+        else:
+            whose = "an address of nobody here"
+        expected = " or ".join(map(str, sender.expected)) or "any address"
+        self.accounts[sender.name].problems.add(
+            f"came from {flow.client}, {whose}, and not from {expected}", flow
+        )
+
+    def _nameless(self, account: _Account, flow: Flow, said: Dialogue) -> None:
+        """Judge a connection from a sender's address that names no sender."""
+        if said.helo:
+            account.problems.add(
+                f"came from its address {flow.client} and {_said(said)}", flow
+            )
+        elif flow.initial is None:
+            account.problems.add(
+                f"from its address {flow.client} began before the capture did: "
+                "nothing shows who made them",
+                flow,
+            )
+        elif not flow.fragments and (_was_no_connection(flow) or said.greeting >= 400):
+            account.attempts += 1
+        else:
+            account.problems.add(
+                f"from its address {flow.client} had no EHLO: "
+                "nothing shows who made them",
+                flow,
+            )
+
+    def read(self, line: Received) -> None:
+        """Compare what a remote wrote with what should have come."""
+        names = line.names & self.accounts.keys()
+        holders = {self._holders[a].name for a in line.addresses & self._holders.keys()}
+        for name in sorted(names | holders):
+            account = self.accounts[name]
+            expected = line.addresses <= set(account.sender.expected)
+            if name in names and line.addresses and expected:
+                for address in line.addresses:
+                    account.right_lines[address] = line.text
+                continue
+            where = ", ".join(map(str, sorted(line.addresses, key=_by_family)))
+            said = ", ".join(sorted(line.names)) or "no name"
+            account.wrong_lines.setdefault(line.text)
+            account.problems.add(
+                f"{line.remote or 'a remote'} wrote down {said} "
+                f"at {where or 'no address'}"
+            )
+
+
+def _was_no_connection(flow: Flow) -> bool:
+    return not flow.accepted and not flow.said
+
+
+def _said(said: Dialogue) -> str:
+    if not said.helo:
+        return "had no EHLO"
+    senders = f", MAIL FROM <{'>, <'.join(said.senders[:3])}>" if said.senders else ""
+    return f"said {', '.join(said.helo)}{senders}, a name of nobody here"
