@@ -13,9 +13,16 @@ import structlog
 
 def configure(*, process: str) -> None:
     """Send this process's events to stderr, each with the name of the process."""
+
+    def name_process(
+        _: object, __: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        return {**event, "process": process}
+
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            name_process,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
             structlog.processors.format_exc_info,
@@ -25,7 +32,6 @@ def configure(*, process: str) -> None:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.bind_contextvars(process=process)
 
 
 def logger(name: str) -> structlog.typing.FilteringBoundLogger:

@@ -48,7 +48,7 @@ def ask(
         try:
             sock.connect(path)
             send_now(sock, control.encode(request), fds)
-            payload, received = receive_now(sock)
+            payload, received = receive_now(sock, large=True)
         except PermissionError:
             msg = f"use {path}"
             raise NotPrivileged(

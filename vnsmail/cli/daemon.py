@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from types import ModuleType
 from typing import Annotated
 
 import typer
@@ -12,9 +13,10 @@ from vnsmail import settings
 from vnsmail.cli import client
 from vnsmail.cli.options import AsJson, layout_of
 from vnsmail.cli.render import age, as_json, facts, remark, table
-from vnsmail.errors import DaemonNotRunning
+from vnsmail.errors import DaemonNotRunning, Taken
+from vnsmail.lab import start as lab
 from vnsmail.settings import Layout
-from vnsmail.supervisor import control, main
+from vnsmail.supervisor import control
 
 START_PATIENCE = 60.0
 """Seconds a detached supervisor has to say that it is ready."""
@@ -29,6 +31,10 @@ def up(
 ) -> None:
     """Start vnsmail: network, broker and workers. Ctrl-C ends it in the foreground."""
     layout = layout_of(context)
+    if lab.running(layout) is not None:
+        # It would make the lab's hosts on the machine's own links.
+        remedy = "a lab runs there; give another --root"
+        raise Taken("root", str(layout.state), remedy)
     if detach:
         _detached(layout)
         return
@@ -39,11 +45,18 @@ def up(
             os.close(ready_fd)
         remark(f"vnsmail is ready (process {os.getpid()}, root {layout.state})")
 
-    main.run(layout, settings.load(layout.settings_file), ready)
+    _supervisor().run(layout, settings.load(layout.settings_file), ready)
+
+
+def _supervisor() -> ModuleType:
+    # It brings half of what there is to import, and no other command needs it.
+    from vnsmail.supervisor import main  # noqa: PLC0415
+
+    return main
 
 
 def _detached(layout: Layout) -> None:
-    main.check(layout, settings.load(layout.settings_file))
+    _supervisor().check(layout, settings.load(layout.settings_file))
     ours, theirs = os.pipe()
     command = [sys.executable, "-P", "-m", "vnsmail.cli.app", *_root_option(layout)]
     with open(layout.log_file, "ab", buffering=0) as log_file:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from email.header import Header
 from pathlib import Path
 from typing import Annotated
 
@@ -80,6 +81,9 @@ def _plain(subject: str, text: str) -> bytes:
     """Return a small text message; date, id and sender are added where it is queued."""
     if "\n" in subject or "\r" in subject:
         raise BadInput("subject", subject, "a subject is one line")
+    if not subject.isascii():
+        # RFC 2047: raw UTF-8 would need SMTPUTF8 at every server on the way.
+        subject = Header(subject, "utf-8", header_name="Subject").encode(linesep="\n")
     header = (
         f"Subject: {subject}\nMIME-Version: 1.0\n"
         "Content-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: 8bit\n"
