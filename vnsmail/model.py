@@ -2,7 +2,7 @@
 
 Rules of this file: values are frozen; each is valid once it exists (the constructors
 named ``parse`` refuse everything else with BadInput); words are those of
-docs/explanation/words.md.
+docs/explanation/architecture.md.
 """
 
 import ipaddress
@@ -67,6 +67,25 @@ def host_name(text: str) -> HostName:
     return domain_name(text, "virtual host")
 
 
+def ip_address(text: str) -> IPAddress:
+    """Return ``text`` as the address of one machine, without a prefix.
+
+    Raises:
+        BadInput: it is none.
+    """
+    try:
+        address = ipaddress.ip_address(text.strip())
+    except ValueError:
+        raise BadInput("address", text, "write it as 10.77.0.1 or fd77::1") from None
+    if isinstance(address, ipaddress.IPv6Address) and (
+        address.ipv4_mapped or address.scope_id
+    ):
+        raise BadInput("address", text, "give it without a scope, and not as mapped")
+    if address.is_multicast or address.is_unspecified:
+        raise BadInput("address", text, "it stands for no single machine")
+    return address
+
+
 class Family(IntEnum):
     """An address family; the value is the IP version."""
 
@@ -125,8 +144,9 @@ class SourceAddress:
                 "address", text, "write it as 10.77.0.11/24 or fd77::11/64"
             ) from None
         address = interface.ip
-        if isinstance(address, ipaddress.IPv6Address) and (
-            address.ipv4_mapped or address.scope_id
+        # ``ip`` has lost the scope, so the interface is asked.
+        if isinstance(interface, ipaddress.IPv6Interface) and (
+            interface.ipv4_mapped or interface.scope_id
         ):
             raise BadInput("address", text, "a mapped or scoped address is no source")
         if address.is_multicast or address.is_unspecified or address.is_loopback:

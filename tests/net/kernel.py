@@ -1,0 +1,176 @@
+"""A kernel made of values: what a step does to an observed network.
+
+It is as strict as the real one where a plan could go wrong: nothing is made twice,
+nothing is changed that is not there, and what hangs on a thing goes with it.
+"""
+
+from dataclasses import replace
+from functools import singledispatchmethod
+
+from vnsmail.model import Uplink
+from vnsmail.net.facts import Actual, Alias, Link, Namespace
+from vnsmail.net.names import INSIDE_LINK
+from vnsmail.net.steps import (
+    AddAddress,
+    AddAlias,
+    Connect,
+    JoinBridge,
+    MakeNamespace,
+    RemoveAddress,
+    RemoveAlias,
+    RemoveGateway,
+    RemoveLink,
+    RemoveNamespace,
+    SetGateway,
+    SetMtu,
+    SetPortUp,
+    SetUp,
+)
+
+
+class Kernel:
+    """A network that steps change."""
+
+    def __init__(self, actual: Actual) -> None:
+        self.actual = actual
+        self.links = {link.name: link for link in actual.links}
+        self.namespaces = {each.name: each for each in actual.namespaces}
+        self.aliases = {(each.link, each.address): each for each in actual.aliases}
+
+    def observe(self) -> Actual:
+        return replace(
+            self.actual,
+            links=tuple(self.links.values()),
+            namespaces=tuple(self.namespaces.values()),
+            aliases=tuple(self.aliases.values()),
+        )
+
+    @singledispatchmethod
+    def perform(self, step):
+        raise NotImplementedError(step)
+
+    @perform.register
+    def _(self, step: MakeNamespace) -> None:
+        there = self.namespaces.get(step.name)
+        assert there is None or not there.entered
+        self.namespaces[step.name] = Namespace(step.name)
+
+    @perform.register
+    def _(self, step: RemoveNamespace) -> None:
+        gone = self.namespaces.pop(step.name)
+        if gone.link and gone.link.below:
+            self._forget_port(gone.link.below)
+
+    @perform.register
+    def _(self, step: Connect) -> None:
+        assert step.link in self.links
+        assert self.namespaces[step.into].link is None
+        kind, below = "macvlan", step.link
+        if step.uplink is Uplink.BRIDGE:
+            kind, below = "veth", step.port
+            assert step.port not in self.links
+            self.links[step.port] = Link(
+                step.port, kind, up=False, mtu=step.mtu, ours=True, master=step.link
+            )
+        link = Link(INSIDE_LINK, kind, up=False, mtu=step.mtu, below=below)
+        self._change(step.into, link=link)
+
+    @perform.register
+    def _(self, step: JoinBridge) -> None:
+        assert self.links[step.bridge].kind == "bridge"
+        self._change_link(step.port, master=step.bridge)
+
+    @perform.register
+    def _(self, step: RemoveLink) -> None:
+        if step.namespace:
+            gone = self._inside(step.namespace)
+            self._change(step.namespace, link=None, gateways=())
+            self._forget_port(gone.below)
+            return
+        assert self.links[step.link].ours
+        self._forget_port(step.link)
+        for each in self.namespaces.values():
+            if each.link and each.link.below == step.link:
+                self._change(each.name, link=None, gateways=())
+
+    @perform.register
+    def _(self, step: SetMtu) -> None:
+        if step.namespace:
+            self._change_inside(step.namespace, mtu=step.mtu)
+        else:
+            self._change_link(step.link, mtu=step.mtu)
+
+    @perform.register
+    def _(self, step: SetUp) -> None:
+        if step.link == "lo":
+            self._change(step.namespace, loopback_up=True)
+        else:
+            self._change_inside(step.namespace, up=True)
+
+    @perform.register
+    def _(self, step: SetPortUp) -> None:
+        self._change_link(step.port, up=True)
+
+    @perform.register
+    def _(self, step: AddAddress) -> None:
+        had = self._inside(step.namespace).addresses
+        assert step.address.address not in {a.address for a in had}
+        self._change_inside(step.namespace, addresses=(*had, step.address))
+
+    @perform.register
+    def _(self, step: RemoveAddress) -> None:
+        had = self._inside(step.namespace).addresses
+        assert step.address in had
+        left = tuple(a for a in had if a != step.address)
+        self._change_inside(step.namespace, addresses=left)
+        # The real one may forget the routes of that family, so this one does.
+        self._forget_routes(step.namespace, step.address.family)
+
+    @perform.register
+    def _(self, step: SetGateway) -> None:
+        assert self._inside(step.namespace).up
+        self._forget_routes(step.namespace, step.gateway.version)
+        had = self.namespaces[step.namespace].gateways
+        self._change(step.namespace, gateways=(*had, step.gateway))
+
+    @perform.register
+    def _(self, step: RemoveGateway) -> None:
+        had = self.namespaces[step.namespace].gateways
+        assert step.gateway in had
+        left = tuple(g for g in had if g != step.gateway)
+        self._change(step.namespace, gateways=left)
+
+    @perform.register
+    def _(self, step: AddAlias) -> None:
+        assert step.link in self.links
+        assert (step.link, step.address) not in self.aliases
+        self.aliases[step.link, step.address] = Alias(step.link, step.address)
+
+    @perform.register
+    def _(self, step: RemoveAlias) -> None:
+        del self.aliases[step.link, step.address]
+
+    def _inside(self, namespace):
+        link = self.namespaces[namespace].link
+        assert link is not None
+        return link
+
+    def _change(self, namespace, **facts):
+        assert self.namespaces[namespace].entered
+        self.namespaces[namespace] = replace(self.namespaces[namespace], **facts)
+
+    def _change_inside(self, namespace, **facts):
+        self._change(namespace, link=replace(self._inside(namespace), **facts))
+
+    def _change_link(self, name, **facts):
+        assert self.links[name].ours
+        self.links[name] = replace(self.links[name], **facts)
+
+    def _forget_port(self, name):
+        if name in self.links and self.links[name].ours:
+            del self.links[name]
+
+    def _forget_routes(self, namespace, family):
+        had = self.namespaces[namespace].gateways
+        left = tuple(g for g in had if g.version != family)
+        self._change(namespace, gateways=left)

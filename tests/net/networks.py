@@ -1,0 +1,159 @@
+"""Machines, virtual hosts and states of the network for tests, and for hypothesis."""
+
+import ipaddress
+
+from hypothesis import strategies as st
+
+from vnsmail.model import Context, HostName, SourceAddress, Uplink, VirtualHost
+from vnsmail.net import names
+from vnsmail.net.facts import Actual, Alias, DefaultRoute, Link, Namespace
+
+INSTANCE = "1a2b3c"
+
+
+def ip(text):
+    return ipaddress.ip_address(text)
+
+
+def own(*texts):
+    """Addresses of a link, and the networks they are in."""
+    addresses = tuple(SourceAddress.parse(text) for text in texts)
+    return {
+        "addresses": addresses,
+        "networks": tuple(address.network for address in addresses),
+    }
+
+
+LO = Link("lo", loopback=True, networks=(ipaddress.ip_network("127.0.0.0/8"),))
+BR0 = Link("br0", "bridge", mtu=1400, **own("10.77.0.1/24", "fd77::1/64"))
+ETH0 = Link("eth0", **own("192.0.2.2/24", "2001:db8::2/64"))
+ETH1 = Link("eth1", master="br0")
+ROUTES = (
+    DefaultRoute(ip("192.0.2.1"), "eth0"),
+    DefaultRoute(ip("fe80::1"), "eth0", 1024),
+)
+MACHINE = Actual(links=(LO, BR0, ETH0, ETH1), routes=ROUTES)
+
+
+def host(name="alpha.example", *addresses, link="br0", uplink="bridge", gateways=()):
+    """A virtual host; an empty uplink makes it one with aliases."""
+    return VirtualHost(
+        HostName(name),
+        Context.NAMESPACE if uplink else Context.ALIAS,
+        tuple(SourceAddress.parse(a) for a in addresses or ("10.77.0.11/24",)),
+        (HostName(name),),
+        link,
+        Uplink(uplink) if uplink else None,
+        tuple(ip(gateway) for gateway in gateways),
+    )
+
+
+NAMES = ("alpha.example", "beta.example", "gamma.example")
+_NUMBERS = range(11, 15)
+_LENGTHS = st.sampled_from([16, 24])
+
+
+@st.composite
+def hosts(draw):
+    """A few virtual hosts that share no address."""
+    free = draw(st.permutations(_NUMBERS))
+    return tuple(
+        _host(draw, name, number)
+        for name, number in zip(draw(st.permutations(NAMES)), free, strict=False)
+        if draw(st.booleans())
+    )
+
+
+def _host(draw, name, number):
+    addresses = [
+        f"10.77.0.{number}/{draw(_LENGTHS)}",
+        f"fd77::{number}/64",
+        f"10.77.1.{number}/24",
+    ]
+    chosen = draw(st.lists(st.sampled_from(addresses), min_size=1, unique=True))
+    uplink = draw(st.sampled_from(["bridge", "macvlan", ""]))
+    link = draw(st.sampled_from(["br0", "br1"] if uplink == "bridge" else ["eth0"]))
+    gateways = [
+        draw(st.sampled_from(["10.77.0.1", "10.77.0.2"])),
+        draw(st.sampled_from(["fd77::1", "fe80::1"])),
+    ]
+    kept = draw(st.lists(st.sampled_from(gateways), unique=True)) if uplink else ()
+    return host(name, *chosen, link=link, uplink=uplink, gateways=kept)
+
+
+BR1 = Link("br1", "bridge", mtu=1500)
+FOREIGN = Link("vns1a2b3cforeign", "veth", master="br0")
+
+_ADDRESSES = st.sampled_from(
+    [
+        SourceAddress.parse(text)
+        for number in _NUMBERS
+        for text in (
+            f"10.77.0.{number}/24",
+            f"10.77.0.{number}/16",
+            f"fd77::{number}/64",
+        )
+    ]
+)
+
+
+@st.composite
+def states(draw):
+    """A network with things of ours in any state, half made ones and stray ones."""
+    stray = ("delta.example", *NAMES)
+    ports = draw(st.lists(st.sampled_from(stray), unique=True))
+    ours = [
+        Link(
+            names.link(INSTANCE, name),
+            "veth",
+            up=draw(st.booleans()),
+            mtu=draw(st.sampled_from([1400, 1500])),
+            ours=True,
+            master=draw(st.sampled_from(["br0", "br1", ""])),
+        )
+        for name in ports
+    ]
+    inside = draw(st.lists(st.sampled_from(stray), unique=True))
+    aliases = draw(st.lists(_ADDRESSES, unique_by=lambda a: a.address))
+    return Actual(
+        links=(LO, BR0, BR1, ETH0, ETH1, FOREIGN, *ours),
+        routes=ROUTES,
+        namespaces=tuple(_namespace(draw, name, set(ports)) for name in inside),
+        aliases=tuple(
+            Alias(
+                draw(st.sampled_from(["br0", "eth0"])), a.address, draw(st.booleans())
+            )
+            for a in aliases
+        ),
+    )
+
+
+def _namespace(draw, name, ports):
+    full = names.namespace(INSTANCE, name)
+    if draw(st.integers(0, 4)) == 0:
+        return Namespace(full, entered=False, loopback_up=False)
+    if draw(st.integers(0, 3)) == 0:
+        return Namespace(full, loopback_up=draw(st.booleans()))
+    below = [("macvlan", "eth0"), ("macvlan", "br0"), ("macvlan", ""), ("vlan", "")]
+    if name in ports:
+        # A veth end inside is there exactly as long as the other end.
+        below = [("veth", names.link(INSTANCE, name)), ("macvlan", "eth0")]
+    kind, stands_on = draw(st.sampled_from(below))
+    up = draw(st.booleans())
+    addresses = draw(st.lists(_ADDRESSES, unique_by=lambda a: a.address, max_size=3))
+    gateways = ["10.77.0.1", "10.77.0.2", "fd77::1", "0.0.0.0"]
+    return Namespace(
+        full,
+        loopback_up=draw(st.booleans()),
+        link=Link(
+            names.INSIDE_LINK,
+            kind,
+            up=up,
+            mtu=draw(st.sampled_from([1400, 1500])),
+            below=stands_on,
+            addresses=tuple(addresses),
+        ),
+        gateways=tuple(
+            ip(g) for g in draw(st.lists(st.sampled_from(gateways), unique=True)) if up
+        ),
+    )

@@ -1,0 +1,346 @@
+"""The network plan: whatever is there, it leads to what should be there, and stops."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.net.kernel import Kernel
+from tests.net.networks import (
+    FOREIGN,
+    INSTANCE,
+    MACHINE,
+    host,
+    hosts,
+    ip,
+    states,
+)
+from vnsmail.errors import Taken
+from vnsmail.model import Context, SourceAddress
+from vnsmail.net import names
+from vnsmail.net.facts import Alias, Desired, Link, Namespace
+from vnsmail.net.plan import plan
+
+PORT = names.link(INSTANCE, "alpha.example")
+
+
+def steps(desired, actual):
+    return plan(Desired(tuple(desired)), actual, INSTANCE)
+
+
+def described(desired, actual):
+    return [step.describe() for step in steps(desired, actual)]
+
+
+def made(*desired, actual=MACHINE):
+    """Return the network with these hosts made."""
+    kernel = Kernel(actual)
+    for step in steps(desired, actual):
+        kernel.perform(step)
+    return kernel.observe()
+
+
+def changed(actual, **facts):
+    """Return a network whose one namespace has other facts."""
+    (namespace,) = actual.namespaces
+    return replace(actual, namespaces=(replace(namespace, **facts),))
+
+
+def changed_inside(actual, **facts):
+    (namespace,) = actual.namespaces
+    return changed(actual, link=replace(namespace.link, **facts))
+
+
+def changed_port(actual, **facts):
+    links = [replace(x, **facts) if x.name == PORT else x for x in actual.links]
+    return replace(actual, links=tuple(links))
+
+
+BOTH = host("alpha.example", "10.77.0.11/24", "fd77::11/64", gateways=["10.77.0.1"])
+NS = "vns1a2b3c-alpha.example"
+
+
+class TestWhole:
+    def test_bridge(self):
+        """A host on a bridge, from nothing."""
+        assert [
+            f"make namespace {NS}",
+            f"connect {NS} to bridge br0 by veth {PORT}",
+            f"set {PORT} up",
+            f"add address 10.77.0.11/24 on eth0 in {NS}",
+            f"add address fd77::11/64 on eth0 in {NS}",
+            f"set eth0 up in {NS}",
+            f"set default route by 10.77.0.1 in {NS}",
+        ] == described([BOTH], MACHINE)
+
+    def test_macvlan(self):
+        """A host on a link that is no bridge, from nothing."""
+        wanted = host("alpha.example", "192.0.2.11/24", link="eth0", uplink="macvlan")
+
+        assert [
+            f"make namespace {NS}",
+            f"connect {NS} to eth0 by macvlan",
+            f"add address 192.0.2.11/24 on eth0 in {NS}",
+            f"set eth0 up in {NS}",
+        ] == described([wanted], MACHINE)
+
+    def test_alias(self):
+        """A host with addresses of the machine, from nothing."""
+        wanted = host("alpha.example", "192.0.2.11/24", link="eth0", uplink="")
+
+        assert ["add address 192.0.2.11 to eth0 for alpha.example"] == described(
+            [wanted], MACHINE
+        )
+
+    def test_nothing_twice(self):
+        """What is as desired needs no step."""
+        assert [] == described([BOTH], made(BOTH))
+
+    def test_destroy_bridge(self):
+        """The pair goes from the outside, then the name."""
+        assert [f"remove link {PORT}", f"remove namespace {NS}"] == described(
+            [], made(BOTH)
+        )
+
+    def test_destroy_macvlan(self):
+        """A macvlan is seen from the inside only; sockets could keep it alive."""
+        wanted = host("alpha.example", "192.0.2.11/24", link="eth0", uplink="macvlan")
+
+        assert [f"remove link eth0 in {NS}", f"remove namespace {NS}"] == described(
+            [], made(wanted)
+        )
+
+    def test_destroy_alias(self):
+        wanted = host("alpha.example", "192.0.2.11/24", link="eth0", uplink="")
+
+        assert ["remove address 192.0.2.11 from eth0"] == described([], made(wanted))
+
+
+class TestHalf:
+    def test_file_without_namespace(self):
+        """A namespace that was being made when the power went is made."""
+        half = replace(MACHINE, namespaces=(Namespace(NS, entered=False),))
+
+        assert f"make namespace {NS}" == described([BOTH], half)[0]
+        assert [f"remove namespace {NS}"] == described([], half)
+
+    def test_namespace_without_link(self):
+        half = replace(MACHINE, namespaces=(Namespace(NS),))
+
+        assert described([BOTH], MACHINE)[1:] == described([BOTH], half)
+
+    def test_link_without_namespace(self):
+        """The outer end of a pair whose namespace lost its name."""
+        stray = Link(PORT, "veth", ours=True, master="br0")
+        half = replace(MACHINE, links=(*MACHINE.links, stray))
+
+        assert [f"remove link {PORT}", *described([BOTH], MACHINE)] == described(
+            [BOTH], half
+        )
+
+    @pytest.mark.parametrize(
+        ("half", "expected"),
+        [
+            (changed_port(made(BOTH), up=False), [f"set {PORT} up"]),
+            (
+                changed_port(made(BOTH), master=""),
+                [f"make {PORT} a port of bridge br0"],
+            ),
+            (changed_port(made(BOTH), mtu=1500), [f"set mtu 1400 on {PORT}"]),
+            (changed_inside(made(BOTH), mtu=1500), [f"set mtu 1400 on eth0 in {NS}"]),
+            (changed(made(BOTH), loopback_up=False), [f"set lo up in {NS}"]),
+            (
+                changed_inside(changed(made(BOTH), gateways=()), up=False),
+                [f"set eth0 up in {NS}", f"set default route by 10.77.0.1 in {NS}"],
+            ),
+            (
+                changed(made(BOTH), gateways=()),
+                [f"set default route by 10.77.0.1 in {NS}"],
+            ),
+            (
+                changed(made(BOTH), gateways=(ip("10.77.0.1"), ip("fd77::1"))),
+                [f"remove default route by fd77::1 in {NS}"],
+            ),
+            (
+                changed_inside(made(BOTH), addresses=BOTH.addresses[:1]),
+                [f"add address fd77::11/64 on eth0 in {NS}"],
+            ),
+            (
+                changed_inside(
+                    made(BOTH),
+                    addresses=(*BOTH.addresses, SourceAddress.parse("fd77::99/64")),
+                ),
+                [f"remove address fd77::99/64 on eth0 in {NS}"],
+            ),
+        ],
+    )
+    def test_one_thing_amiss(self, half, expected):
+        """One fact amiss takes the step that mends it, and no other."""
+        assert expected == described([BOTH], half)
+
+
+class TestChanges:
+    def test_prefix_length(self):
+        """An address with another prefix is removed first; its routes come back."""
+        wanted = host("alpha.example", "10.77.0.11/16", gateways=["10.77.0.1"])
+        before = made(host("alpha.example", "10.77.0.11/24", gateways=["10.77.0.1"]))
+
+        assert [
+            f"remove address 10.77.0.11/24 on eth0 in {NS}",
+            f"add address 10.77.0.11/16 on eth0 in {NS}",
+            f"set default route by 10.77.0.1 in {NS}",
+        ] == described([wanted], before)
+
+    @pytest.mark.parametrize("after", ["macvlan", "bridge", ""])
+    @pytest.mark.parametrize("before", ["macvlan", "bridge", ""])
+    def test_context_and_uplink(self, before, after):
+        """The address is nowhere twice while a host moves."""
+        kernel = Kernel(made(host(uplink=before)))
+        for step in steps([host(uplink=after)], kernel.observe()):
+            kernel.perform(step)
+            now = kernel.observe()
+            inside = [n for n in now.namespaces if n.link and n.link.addresses]
+            assert len(inside) + len(now.aliases) <= 1
+
+        assert () == steps([host(uplink=after)], kernel.observe())
+
+    def test_address_moves_between_hosts(self):
+        """What one host gives up, another takes in the same plan."""
+        before = made(host("alpha.example", uplink=""))
+        wanted = host("beta.example")
+
+        assert "remove address 10.77.0.11 from br0" == described([wanted], before)[0]
+
+    def test_bridge_becomes_another(self):
+        """A port moves; connections of the host live on."""
+        other = Link("br1", "bridge", mtu=1400)
+        before = replace(made(BOTH), links=(*made(BOTH).links, other))
+
+        assert [f"make {PORT} a port of bridge br1"] == described(
+            [replace(BOTH, link="br1")], before
+        )
+
+    def test_loud_alias(self):
+        """An alias that the kernel may choose for others is made again."""
+        before = replace(
+            MACHINE, aliases=(Alias("br0", ip("10.77.0.11"), quiet=False),)
+        )
+
+        assert [
+            "remove address 10.77.0.11 from br0",
+            "add address 10.77.0.11 to br0 for alpha.example",
+        ] == described([host(uplink="")], before)
+
+
+class TestProperties:
+    @given(hosts(), states())
+    def test_reaches_what_is_desired(self, desired, actual):
+        """From any state, the plan leads to the desired one, and then does nothing."""
+        kernel = Kernel(actual)
+        for step in steps(desired, actual):
+            kernel.perform(step)
+
+        assert () == steps(desired, kernel.observe())
+        assert _as_desired(desired, kernel.observe())
+
+    @given(hosts(), states(), st.data())
+    def test_cut_off_anywhere(self, desired, actual, data):
+        """Cut off after any step, a new plan finishes."""
+        kernel = Kernel(actual)
+        whole = steps(desired, actual)
+        for step in whole[: data.draw(st.integers(0, len(whole)))]:
+            kernel.perform(step)
+        for step in steps(desired, kernel.observe()):
+            kernel.perform(step)
+
+        assert () == steps(desired, kernel.observe())
+        assert _as_desired(desired, kernel.observe())
+
+    @given(hosts(), hosts())
+    def test_from_hosts_to_hosts(self, before, after):
+        """Change all hosts at once: the result is as if they had been made anew."""
+        kernel = Kernel(_with_bridges())
+        for desired in (before, after):
+            for step in steps(desired, kernel.observe()):
+                kernel.perform(step)
+
+        assert _as_desired(after, kernel.observe())
+
+    @given(hosts(), states())
+    def test_nothing_foreign_is_named(self, desired, actual):
+        """No step changes a link, namespace or address that is not ours."""
+        kernel = Kernel(actual)
+        for step in steps(desired, actual):
+            kernel.perform(step)
+        after = kernel.observe()
+
+        assert FOREIGN in after.links
+        assert {x for x in actual.links if not x.ours} <= set(after.links)
+
+    @given(states())
+    def test_destroy_leaves_nothing(self, actual):
+        """Without hosts nothing of ours is left."""
+        kernel = Kernel(actual)
+        for step in steps((), actual):
+            kernel.perform(step)
+        after = kernel.observe()
+
+        assert () == after.namespaces
+        assert () == after.aliases
+        assert [] == [link for link in after.links if link.ours]
+
+    @given(hosts(), states())
+    def test_same_plan_for_same_facts(self, desired, actual):
+        assert steps(desired, actual) == steps(desired, actual)
+
+    @given(hosts())
+    def test_descriptions_are_one_line(self, desired):
+        for step in steps(desired, _with_bridges()):
+            assert step.describe().isprintable()
+
+
+def test_two_hosts_with_one_port(monkeypatch):
+    """Names of links are hashes; two that meet are refused before anything is made."""
+    monkeypatch.setattr(names, "link", lambda *_: "vns1a2b3caaaaaa")
+
+    with pytest.raises(Taken, match=r"beta\.example.*alpha\.example"):
+        steps([host("alpha.example"), host("beta.example")], MACHINE)
+
+
+def _with_bridges():
+    return replace(MACHINE, links=(*MACHINE.links, Link("br1", "bridge")))
+
+
+def _as_desired(desired, actual):
+    """Compare by the meaning of the facts, not by the plan's own idea of it."""
+    inside = {
+        names.namespace(INSTANCE, h.name): h
+        for h in desired
+        if h.context is Context.NAMESPACE
+    }
+    found = {each.name: each for each in actual.namespaces}
+    assert inside.keys() == found.keys()
+    for name, wanted in inside.items():
+        there = found[name]
+        assert there.entered
+        assert there.loopback_up
+        assert there.link is not None
+        assert there.link.up
+        assert set(wanted.addresses) == set(there.link.addresses)
+        assert set(wanted.gateways) == set(there.gateways)
+    assert {
+        (h.link, a.address, True)
+        for h in desired
+        if h.context is Context.ALIAS
+        for a in h.addresses
+    } == {(a.link, a.address, a.quiet) for a in actual.aliases}
+    ours = {link.name: link for link in actual.links if link.ours}
+    bridged = {
+        names.link(INSTANCE, h.name): h for h in inside.values() if h.uplink == "bridge"
+    }
+    assert bridged.keys() == ours.keys()
+    for name, wanted in bridged.items():
+        assert ours[name].master == wanted.link
+        assert ours[name].up
+    return True

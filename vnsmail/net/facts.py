@@ -1,0 +1,91 @@
+"""The network as it is and as it should be: what plan.py compares.
+
+Rules of this file: pure; values only, in the words of the kernel's own tools. Whether a
+thing is ours was decided by observe.py from its mark (names.py), never from its name.
+"""
+
+import ipaddress
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from vnsmail.model import IPAddress, SourceAddress, VirtualHost
+
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+NO_GATEWAY = (ipaddress.IPv4Address(0), ipaddress.IPv6Address(0))
+"""Stands in for the gateway of a default route that goes straight to a link."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network device, of the machine or inside a namespace."""
+
+    name: str
+    kind: str = ""
+    """What ``ip -d link`` calls it: bridge, veth, macvlan… Empty for hardware."""
+    up: bool = True
+    mtu: int = 1500
+    loopback: bool = False
+    ours: bool = False
+    master: str = ""
+    """The bridge or the like whose port it is."""
+    below: str = ""
+    """The machine's link it stands on: other end of a veth, parent of a macvlan."""
+    addresses: tuple[SourceAddress, ...] = ()
+    """Without link-local ones, which the kernel makes, and without our aliases."""
+    networks: tuple[Network, ...] = ()
+    """What is reached on it without a router."""
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultRoute:
+    """A default route of the machine."""
+
+    gateway: IPAddress
+    link: str
+    metric: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """An address of ours on a link of the machine."""
+
+    link: str
+    address: IPAddress
+    quiet: bool = True
+    """The kernel never chooses it for an unbound socket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """A namespace of ours."""
+
+    name: str
+    entered: bool = True
+    """False for a file in /run/netns with no namespace behind it: half made."""
+    loopback_up: bool = True
+    link: Link | None = None
+    """The link called eth0."""
+    gateways: tuple[IPAddress, ...] = ()
+    """Of its default routes over that link."""
+
+
+@dataclass(frozen=True, slots=True)
+class Actual:
+    """The network as observed."""
+
+    links: tuple[Link, ...] = ()
+    """Those of the machine."""
+    routes: tuple[DefaultRoute, ...] = ()
+    """The machine's default routes."""
+    aliases: tuple[Alias, ...] = ()
+    namespaces: tuple[Namespace, ...] = ()
+    elsewhere: tuple[IPAddress, ...] = ()
+    """Addresses that virtual hosts of other roots have as aliases."""
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """The network as it should be."""
+
+    hosts: tuple[VirtualHost, ...]

@@ -1,0 +1,230 @@
+"""What must be done to the network so that it is as desired.
+
+Rules of this file: pure; the plan depends on what is there and on what should be there,
+not on how it came about, so it finishes whatever was cut off; planning again after
+applying gives nothing; what should not be goes before what should be comes, so that an
+address can move from one host to another; nothing is named in a plan that is not ours.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from vnsmail.errors import Taken
+from vnsmail.model import (
+    Context,
+    Family,
+    IPAddress,
+    SourceAddress,
+    Uplink,
+    VirtualHost,
+)
+from vnsmail.net import names
+from vnsmail.net.choose import choose_gateways, choose_link
+from vnsmail.net.facts import Actual, Alias, Desired, Link, Namespace
+from vnsmail.net.steps import (
+    AddAddress,
+    AddAlias,
+    Connect,
+    JoinBridge,
+    MakeNamespace,
+    RemoveAddress,
+    RemoveAlias,
+    RemoveGateway,
+    RemoveLink,
+    RemoveNamespace,
+    SetGateway,
+    SetMtu,
+    SetPortUp,
+    SetUp,
+    Step,
+)
+
+__all__ = ["Actual", "Desired", "Step", "choose_gateways", "choose_link", "plan"]
+
+
+def plan(desired: Desired, actual: Actual, instance: str) -> tuple[Step, ...]:
+    """Return the steps from the network as it is to the network as it should be.
+
+    Args:
+        desired: all virtual hosts of this instance; what others are there go.
+        actual: the network as observed.
+        instance: tells the things of this root from those of others (settings.Layout).
+
+    Raises:
+        Taken: two hosts would have links of the same name.
+    """
+    there = _There(
+        links={link.name: link for link in actual.links},
+        namespaces={each.name: each for each in actual.namespaces},
+    )
+    inside = [h for h in desired.hosts if h.context is Context.NAMESPACE]
+    hosts = [_Host(host, there, instance) for host in inside]
+    _refuse_same_ports(hosts)
+    aliases = {
+        (host.link, a.address): host
+        for host in desired.hosts
+        if host.context is Context.ALIAS
+        for a in host.addresses
+    }
+    kept = {(a.link, a.address) for a in actual.aliases if a.quiet} & aliases.keys()
+    return (
+        *_surplus(hosts, there),
+        *(step for host in hosts for step in host.surplus()),
+        *_surplus_aliases(actual.aliases, kept),
+        *(step for host in hosts for step in host.missing()),
+        *(
+            AddAlias(link, address, host.name)
+            for (link, address), host in aliases.items()
+            if (link, address) not in kept
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _There:
+    """What is there, by name."""
+
+    links: Mapping[str, Link]
+    namespaces: Mapping[str, Namespace]
+
+    def ours(self, name: str) -> Link | None:
+        """Return a link of the machine if it is there and ours."""
+        link = self.links.get(name)
+        return link if link is not None and link.ours else None
+
+
+def _surplus(hosts: Collection["_Host"], there: _There) -> Iterator[Step]:
+    """Take away the namespaces and links that belong to no host any more.
+
+    The link goes first and by itself: sockets keep a namespace alive that has lost its
+    name, and a link in it would go on answering for its address. A veth pair is removed
+    from the outside, because the kernel takes its time over a namespace, and its outer
+    name is not free before.
+    """
+    ports = {host.port for host in hosts}
+    namespaces = {host.namespace for host in hosts}
+    for link in there.links.values():
+        if link.ours and link.name not in ports:
+            yield RemoveLink(link.name)
+    for each in there.namespaces.values():
+        if each.name not in namespaces:
+            if each.link is not None and there.ours(each.link.below) is None:
+                yield RemoveLink(each.link.name, each.name)
+            yield RemoveNamespace(each.name)
+
+
+def _surplus_aliases(
+    aliases: Iterable[Alias], kept: set[tuple[str, IPAddress]]
+) -> Iterator[Step]:
+    for alias in aliases:
+        if (alias.link, alias.address) not in kept:
+            yield RemoveAlias(alias.link, alias.address)
+
+
+def _refuse_same_ports(hosts: Iterable["_Host"]) -> None:
+    holders: dict[str, str] = {}
+    for host in hosts:
+        holder = holders.setdefault(host.port, host.facts.name) if host.port else ""
+        if holder not in {"", host.facts.name}:
+            remedy = f"its link would be called as that of {holder}; choose another"
+            raise Taken("virtual host", host.facts.name, remedy)
+
+
+class _Host:
+    """One virtual host with a namespace, as it should be and as it is."""
+
+    def __init__(self, facts: VirtualHost, there: _There, instance: str) -> None:
+        self.facts = facts
+        self.namespace = names.namespace(instance, facts.name)
+        bridged = facts.uplink is Uplink.BRIDGE
+        self.port = names.link(instance, facts.name) if bridged else ""
+        self._there = there
+        self._found = there.namespaces.get(self.namespace)
+        self._outer = there.ours(self.port)
+        self._old = self._found.link if self._found else None
+        self._kept = self._old if self._old and self._fits(self._old) else None
+
+    def surplus(self) -> Iterator[Step]:
+        """Return the steps that take away what the host should not have."""
+        if self._kept is None:
+            if self._outer is not None:
+                yield RemoveLink(self._outer.name)
+            # If its other end is ours, that is surplus too, and both go at once.
+            if self._old is not None and self._there.ours(self._old.below) is None:
+                yield RemoveLink(self._old.name, self.namespace)
+            return
+        for gateway in self._gateways():
+            if gateway not in self.facts.gateways:
+                yield RemoveGateway(self.namespace, gateway)
+        for address in self._lost():
+            yield RemoveAddress(self.namespace, address)
+
+    def missing(self) -> Iterator[Step]:
+        """Return the steps that give the host what it lacks."""
+        if self._found is None or not self._found.entered:
+            yield MakeNamespace(self.namespace, self.facts.name)
+        elif not self._found.loopback_up:
+            yield SetUp(self.namespace, "lo")
+        yield from self._missing_link()
+        if self.port and not (self._kept and self._outer and self._outer.up):
+            yield SetPortUp(self.port, self.facts.name)
+        had = self._kept.addresses if self._kept else ()
+        for address in self.facts.addresses:
+            if address not in had:
+                yield AddAddress(self.namespace, address)
+        if not (self._kept and self._kept.up):
+            yield SetUp(self.namespace)
+        yield from self._missing_gateways()
+
+    def _missing_link(self) -> Iterator[Step]:
+        mtu = self._mtu()
+        if self._kept is None:
+            yield Connect(
+                into=self.namespace,
+                host=self.facts.name,
+                uplink=self.facts.uplink or Uplink.MACVLAN,
+                link=self.facts.link,
+                port=self.port,
+                mtu=mtu,
+            )
+            return
+        if self._outer is None:
+            return
+        # A bridge that was removed and made again has lost its ports, not they it.
+        if self._outer.master != self.facts.link:
+            yield JoinBridge(self.port, self.facts.link)
+        # Larger packets than the bridge carries are lost without a word.
+        if self._outer.mtu != mtu:
+            yield SetMtu(self.port, mtu)
+        if self._kept.mtu != mtu:
+            yield SetMtu(self._kept.name, mtu, self.namespace)
+
+    def _missing_gateways(self) -> Iterator[Step]:
+        # The kernel forgets routes when their address goes or their link is down.
+        forgotten = {address.family for address in self._lost()}
+        if self._kept is None or not self._kept.up:
+            forgotten = set(Family)
+        had = self._gateways()
+        for gateway in self.facts.gateways:
+            if gateway not in had or Family(gateway.version) in forgotten:
+                near = any(gateway in a.network for a in self.facts.addresses)
+                yield SetGateway(
+                    self.namespace, gateway, not (near or gateway.is_link_local)
+                )
+
+    def _lost(self) -> list[SourceAddress]:
+        had = self._kept.addresses if self._kept else ()
+        return [address for address in had if address not in self.facts.addresses]
+
+    def _gateways(self) -> tuple[IPAddress, ...]:
+        return self._found.gateways if self._kept and self._found else ()
+
+    def _fits(self, link: Link) -> bool:
+        """Return whether the namespace's link leads where it should."""
+        if self.port:
+            return link.kind == "veth" and link.below == self.port and bool(self._outer)
+        return link.kind == "macvlan" and link.below == self.facts.link
+
+    def _mtu(self) -> int:
+        bridge = self._there.links.get(self.facts.link)
+        return bridge.mtu if bridge else 1500

@@ -1,0 +1,211 @@
+"""The steps a network plan is made of.
+
+Rules of this file: pure; a step is one change that the kernel makes wholly or not at
+all, or that the next plan sees as not made; ``describe`` gives the words that follow
+"cannot" in an error and stand alone in a dry run; ``namespace`` is where a step is
+performed, empty for the machine's own network.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
+
+from vnsmail.model import HostName, IPAddress, SourceAddress, Uplink
+from vnsmail.net.names import INSIDE_LINK
+
+
+@dataclass(frozen=True, slots=True)
+class MakeNamespace:
+    """Make a namespace with its loopback up."""
+
+    name: str
+    host: HostName
+    namespace: ClassVar[str] = ""
+
+    def describe(self) -> str:
+        return f"make namespace {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveNamespace:
+    """Remove a namespace and everything that is only in it."""
+
+    name: str
+    namespace: ClassVar[str] = ""
+
+    def describe(self) -> str:
+        return f"remove namespace {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """Give a namespace its link, which is down and has no address yet."""
+
+    into: str
+    host: HostName
+    uplink: Uplink
+    link: str
+    """The bridge, or the parent."""
+    port: str
+    """Name of the machine's end of the veth pair; empty for a macvlan."""
+    mtu: int
+    namespace: ClassVar[str] = ""
+
+    def describe(self) -> str:
+        if self.uplink is Uplink.BRIDGE:
+            return f"connect {self.into} to bridge {self.link} by veth {self.port}"
+        return f"connect {self.into} to {self.link} by {self.uplink}"
+
+
+@dataclass(frozen=True, slots=True)
+class JoinBridge:
+    """Make a port of ours, which exists, a port of this bridge."""
+
+    port: str
+    bridge: str
+    namespace: ClassVar[str] = ""
+
+    def describe(self) -> str:
+        return f"make {self.port} a port of bridge {self.bridge}"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveLink:
+    """Remove a link of ours; of a veth pair, both ends."""
+
+    link: str
+    namespace: str = ""
+
+    def describe(self) -> str:
+        return f"remove link {self.link}{_within(self.namespace)}"
+
+
+@dataclass(frozen=True, slots=True)
+class SetMtu:
+    """Let a link carry packets as large as the bridge does, and no larger."""
+
+    link: str
+    mtu: int
+    namespace: str = ""
+
+    def describe(self) -> str:
+        return f"set mtu {self.mtu} on {self.link}{_within(self.namespace)}"
+
+
+@dataclass(frozen=True, slots=True)
+class SetUp:
+    """Set a link up inside a namespace."""
+
+    namespace: str
+    link: str = INSIDE_LINK
+
+    def describe(self) -> str:
+        return f"set {self.link} up{_within(self.namespace)}"
+
+
+@dataclass(frozen=True, slots=True)
+class SetPortUp:
+    """Set the machine's end of a veth pair up, silent, with a remark for people."""
+
+    port: str
+    host: HostName
+    namespace: ClassVar[str] = ""
+
+    def describe(self) -> str:
+        return f"set {self.port} up"
+
+
+@dataclass(frozen=True, slots=True)
+class AddAddress:
+    """Add an address to the link of a namespace."""
+
+    namespace: str
+    address: SourceAddress
+
+    def describe(self) -> str:
+        return f"add address {self.address}{_on_link(self.namespace)}"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveAddress:
+    """Remove an address from the link of a namespace."""
+
+    namespace: str
+    address: SourceAddress
+
+    def describe(self) -> str:
+        return f"remove address {self.address}{_on_link(self.namespace)}"
+
+
+@dataclass(frozen=True, slots=True)
+class SetGateway:
+    """Make this the default router of its family, in place of any other."""
+
+    namespace: str
+    gateway: IPAddress
+    on_link: bool = False
+    """It is reached on the link although no network of the host holds it."""
+
+    def describe(self) -> str:
+        return f"set default route by {self.gateway}{_within(self.namespace)}"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveGateway:
+    """Remove the default route by this router."""
+
+    namespace: str
+    gateway: IPAddress
+
+    def describe(self) -> str:
+        return f"remove default route by {self.gateway}{_within(self.namespace)}"
+
+
+@dataclass(frozen=True, slots=True)
+class AddAlias:
+    """Add an address that the kernel never chooses to a link of the machine."""
+
+    link: str
+    address: IPAddress
+    host: HostName
+    namespace: ClassVar[str] = ""
+
+    def describe(self) -> str:
+        return f"add address {self.address} to {self.link} for {self.host}"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveAlias:
+    """Remove an address of ours from a link of the machine."""
+
+    link: str
+    address: IPAddress
+    namespace: ClassVar[str] = ""
+
+    def describe(self) -> str:
+        return f"remove address {self.address} from {self.link}"
+
+
+Step: TypeAlias = (
+    MakeNamespace
+    | RemoveNamespace
+    | Connect
+    | JoinBridge
+    | RemoveLink
+    | SetMtu
+    | SetUp
+    | SetPortUp
+    | AddAddress
+    | RemoveAddress
+    | SetGateway
+    | RemoveGateway
+    | AddAlias
+    | RemoveAlias
+)
+
+
+def _within(namespace: str) -> str:
+    return f" in {namespace}" if namespace else ""
+
+
+def _on_link(namespace: str) -> str:
+    return f" on {INSIDE_LINK} in {namespace}"
