@@ -112,14 +112,12 @@ CLIENTS = (
 
 SCREEN = """\
 proof
-┏━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━┳━━━━━━━━━━━━┳━━━━━━━━━━━━┳━━━━━━━━━┳━━━━━━━┳━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━┓
-┃ sender          ┃ context   ┃ expected   ┃ seen       ┃ packets ┃ wrong ┃ HELO            ┃ received                                      ┃ verdict ┃
-┡━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━╇━━━━━━━━━━━━╇━━━━━━━━━━━━╇━━━━━━━━━╇━━━━━━━╇━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━┩
-│ machine.example │ machine   │ 10.77.0.1  │ 10.77.0.1  │       8 │     0 │ machine.example │ machine.example (machine.example [10.77.0.1]) │ pass    │
-│ alpha.example   │ namespace │ 10.77.0.11 │ 10.77.0.11 │      16 │     0 │ alpha.example   │ alpha.example (alpha.example [10.77.0.11])    │ pass    │
-│                 │           │ fd77::11   │ fd77::11   │         │       │                 │ alpha.example (alpha.example [IPv6:fd77::11]) │         │
-│ beta.example    │ alias     │ 10.77.0.12 │ 10.77.0.12 │       8 │     0 │ beta.example    │ beta.example (beta.example [10.77.0.12])      │ pass    │
-└─────────────────┴───────────┴────────────┴────────────┴─────────┴───────┴─────────────────┴───────────────────────────────────────────────┴─────────┘
+sender           context    expected    seen        packets  wrong  HELO             received                                       verdict
+───────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+machine.example  machine    10.77.0.1   10.77.0.1         8      0  machine.example  machine.example (machine.example [10.77.0.1])  pass
+alpha.example    namespace  10.77.0.11  10.77.0.11       16      0  alpha.example    alpha.example (alpha.example [10.77.0.11])     pass
+                            fd77::11    fd77::11                                     alpha.example (alpha.example [IPv6:fd77::11])
+beta.example     alias      10.77.0.12  10.77.0.12        8      0  beta.example     beta.example (beta.example [10.77.0.12])       pass
 """
 
 

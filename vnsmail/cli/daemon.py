@@ -1,6 +1,8 @@
 """``vnsmail up``, ``down`` and ``status``: the running system."""
 
+import contextlib
 import os
+import select
 import subprocess
 import sys
 import time
@@ -13,13 +15,21 @@ from vnsmail import settings
 from vnsmail.cli import client
 from vnsmail.cli.options import AsJson, layout_of
 from vnsmail.cli.render import age, as_json, facts, remark, table
-from vnsmail.errors import DaemonNotRunning, Taken
+from vnsmail.errors import Taken
 from vnsmail.lab import start as lab
 from vnsmail.settings import Layout
 from vnsmail.supervisor import control
+from vnsmail.supervisor.folders import is_locked
 
 START_PATIENCE = 60.0
 """Seconds a detached supervisor has to say that it is ready."""
+
+END_PATIENCE = 60.0
+"""Seconds a supervisor has to end: workers finish what is being said, then the broker
+goes, each by force if need be (supervisor/process.py)."""
+
+LOOK_EVERY = 0.05
+"""Seconds between two looks whether it has ended."""
 
 
 def up(
@@ -41,7 +51,9 @@ def up(
 
     def ready() -> None:
         if ready_fd is not None:
-            os.write(ready_fd, b"ready")
+            # Whoever started us may have gone; that is no reason to end.
+            with contextlib.suppress(BrokenPipeError):
+                os.write(ready_fd, b"ready")
             os.close(ready_fd)
         remark(f"vnsmail is ready (process {os.getpid()}, root {layout.state})")
 
@@ -60,6 +72,7 @@ def _detached(layout: Layout) -> None:
     ours, theirs = os.pipe()
     command = [sys.executable, "-P", "-m", "vnsmail.cli.app", *_root_option(layout)]
     with open(layout.log_file, "ab", buffering=0) as log_file:
+        log_size = log_file.tell()
         process = subprocess.Popen(  # noqa: S603  our own interpreter and module
             [*command, "up", "--ready-fd", str(theirs)],
             stdin=subprocess.DEVNULL,
@@ -71,10 +84,16 @@ def _detached(layout: Layout) -> None:
         )
     os.close(theirs)
     with open(ours, "rb") as pipe:
+        if not select.select([pipe], [], [], START_PATIENCE)[0]:
+            text = (
+                f"vnsmail (process {process.pid}) is not ready after "
+                f"{START_PATIENCE:.0f} s; see {layout.log_file}"
+            )
+            raise client.Refused(text, 1)
         said = pipe.read()
     if said != b"ready":
-        process.wait()
-        raise client.Refused(_last_words(layout), process.returncode or 1)
+        status = max(process.wait(), 1)
+        raise client.Refused(_last_words(layout, log_size), status)
     remark(f"vnsmail is ready (process {process.pid}, log {layout.log_file})")
 
 
@@ -82,8 +101,11 @@ def _root_option(layout: Layout) -> list[str]:
     return ["--root", str(layout.state)] if layout.instance else []
 
 
-def _last_words(layout: Layout) -> str:
-    lines = layout.log_file.read_text(errors="replace").splitlines()
+def _last_words(layout: Layout, log_size: int) -> str:
+    """Return what it complained of, in what it added to the log."""
+    with layout.log_file.open(errors="replace") as log_file:
+        log_file.seek(log_size)
+        lines = log_file.read().splitlines()
     found = [line for line in lines if line.startswith("vnsmail: ")]
     return (
         found[-1].removeprefix("vnsmail: ")
@@ -97,15 +119,17 @@ def down(context: typer.Context) -> None:
     layout = layout_of(context)
     pid = client.ask(layout, control.GetStatus(), control.Status).pid
     client.ask(layout, control.ShutDown(), control.Done)
-    for _ in range(300):
-        try:
-            client.ask(layout, control.GetStatus(), control.Status)
-        except DaemonNotRunning:
-            remark(f"vnsmail has ended (process {pid})")
-            return
-        time.sleep(0.1)
-    text = f"vnsmail (process {pid}) has not ended within 30 s; see {layout.log_file}"
-    raise client.Refused(text, 1)
+    # It answers no more while its workers still finish; the lock goes with its life.
+    deadline = time.monotonic() + END_PATIENCE
+    while is_locked(layout):
+        if time.monotonic() > deadline:
+            text = (
+                f"vnsmail (process {pid}) has not ended within {END_PATIENCE:.0f} s; "
+                f"see {layout.log_file}"
+            )
+            raise client.Refused(text, 1)
+        time.sleep(LOOK_EVERY)
+    remark(f"vnsmail has ended (process {pid})")
 
 
 def status(context: typer.Context, json: AsJson = False) -> None:
@@ -130,7 +154,7 @@ def status(context: typer.Context, json: AsJson = False) -> None:
         (
             r.owner,
             problems.pop(r.owner, "") or r.problem or "ok",
-            r.listening,
+            [_without_port(address) for address in r.listening],
             r.sessions,
             r.messages,
             r.deferred,
@@ -153,3 +177,10 @@ def status(context: typer.Context, json: AsJson = False) -> None:
         "oldest",
     )
     table("owners", columns, rows, "nothing is served")
+
+
+def _without_port(address: str) -> str:
+    """Return a listening address as it is commonly seen: the SMTP port is no news."""
+    return (
+        address.removesuffix(":25").strip("[]") if address.endswith(":25") else address
+    )

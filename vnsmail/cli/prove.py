@@ -242,7 +242,7 @@ def _described_host(host: Judged, *, asked: bool) -> object:
 
 def _show(case: _Case, found: evidence.Evidence, proof: Proof) -> None:
     rows = [_row(host) for host in proof.hosts]
-    table("proof", COLUMNS, rows, "nobody to judge", stack=True)
+    table("proof", COLUMNS, rows, "nobody to judge", aside="received")
     for host in proof.hosts:
         for problem in host.problems:
             if problem not in proof.problems:

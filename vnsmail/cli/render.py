@@ -5,16 +5,21 @@ standard error.
 """
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
+from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
+
+PIPE_WIDTH = 200
+"""Columns where there is no terminal: programs and files have no edge to wrap at."""
 
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
@@ -43,26 +48,68 @@ def table(
     rows: Sequence[Sequence[object]],
     empty: str,
     *,
-    stack: bool = False,
+    aside: str = "",
 ) -> None:
     """Write a table, or the remark ``empty`` where there are no rows.
 
-    With ``stack``, a terminal too narrow for it gets a block of lines for each row.
+    Where a screen is too narrow, the column ``aside`` gets a table of its own; if that
+    is not enough, each row becomes a block of lines.
     """
     if not rows:
         remark(empty)
         return
-    shown = Table(title=title, title_justify="left", header_style="bold")
+    screen = _screen()
+    shown = _table(title, columns, rows)
+    if _fits(screen, shown):
+        screen.print(shown)
+    elif aside and _fits(
+        screen, narrow := _table(title, *_without(aside, columns, rows))
+    ):
+        screen.print(narrow)
+        at = columns.index(aside)
+        pairs = [(row[0], row[at]) for row in rows]
+        screen.print("", _table(aside, (columns[0], aside), pairs), sep="\n")
+    else:
+        _blocks(columns, rows)
+
+
+def _table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]
+) -> Table:
+    shown = Table(
+        title=title,
+        title_justify="left",
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+        pad_edge=False,
+    )
     for column in columns:
         right = column in {"queued", "deferred", "packets", "wrong", "size", "restarts"}
         shown.add_column(column, justify="right" if right else "left", overflow="fold")
     for row in rows:
         shown.add_row(*(_cell(value) for value in row))
-    unbounded = _out.options.update(max_width=10_000)
-    if stack and Measurement.get(_out, unbounded, shown).maximum > _out.width:
-        _blocks(columns, rows)
-        return
-    _out.print(shown)
+    return shown
+
+
+def _fits(screen: Console, shown: Table) -> bool:
+    unbounded = screen.options.update(max_width=10_000)
+    return Measurement.get(screen, unbounded, shown).maximum <= screen.width
+
+
+def _without(
+    column: str, columns: Sequence[str], rows: Sequence[Sequence[object]]
+) -> tuple[Sequence[str], Sequence[Sequence[object]]]:
+    at = columns.index(column)
+    left = [*columns[:at], *columns[at + 1 :]]
+    return left, [[*row[:at], *row[at + 1 :]] for row in rows]
+
+
+def _screen() -> Console:
+    if _out.is_terminal or "COLUMNS" in os.environ:
+        return _out
+    return Console(highlight=False, width=PIPE_WIDTH)
 
 
 def _blocks(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

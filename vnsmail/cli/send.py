@@ -50,6 +50,7 @@ def send(
     try:
         with open(fd, "wb", closefd=False) as writer:
             writer.write(message)
+        os.lseek(fd, 0, os.SEEK_SET)  # the reader shares the offset
         request = control.Send(sender or "", tuple(to), machine=machine)
         answer = client.ask(layout_of(context), request, control.Queued, (fd,))
     finally:
