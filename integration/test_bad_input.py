@@ -100,8 +100,7 @@ def test_one_line_and_nothing_changed(lab, case):
 
     assert code == done.returncode, done.stderr
     assert said in " ".join(done.stderr.split())
-    if case != "no address":  # the option parser's own box
-        assert 1 == len(done.stderr.strip().splitlines())
+    assert 1 == len(done.stderr.strip().splitlines())
     assert "Traceback" not in done.stderr
     assert before == state()
 

@@ -8,9 +8,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
+from typer.exceptions import TyperException
 
 from vnsmail import __version__, settings
 from vnsmail.cli import daemon, host, lab, prove, queue, send, user
@@ -22,7 +23,7 @@ app = typer.Typer(
     help="Many virtual mail hosts on one machine, each sending from its own address.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(daemon.up)
@@ -87,7 +88,13 @@ def root_first(arguments: Sequence[str]) -> list[str]:
 def main() -> None:
     """Run the command line of this process."""
     try:
-        app(args=root_first(sys.argv[1:]))
+        code = app(
+            args=root_first(sys.argv[1:]), prog_name="vnsmail", standalone_mode=False
+        )
+        # What a command returns is None; a number is that of typer.Exit.
+        sys.exit(code)
+    except TyperException as error:
+        _complain_of_usage(error)
     except VnsmailError as error:
         complain(str(error))
         sys.exit(error.exit_code)
@@ -98,6 +105,18 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _complain_of_usage(error: TyperException) -> NoReturn:
+    """Say in one line what is wrong with the words of a command, and where to look."""
+    context = getattr(error, "ctx", None)
+    show = getattr(error, "show", None)
+    if type(error).__name__ == "NoArgsIsHelpError" and show is not None:
+        show()  # no words at all: the help, not a complaint
+        sys.exit(2)
+    where = f"; see `{context.command_path} --help`" if context else ""
+    complain(f"{error.format_message().rstrip('.')}{where}")
+    sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

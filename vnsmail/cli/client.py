@@ -75,12 +75,3 @@ def _understood(payload: bytes, expected: type[AnswerT]) -> AnswerT:
         text = f"unexpected answer {type(answer).__name__} from vnsmail"
         raise Refused(text, 1)
     return answer
-
-
-def running(layout: Layout) -> bool:
-    """Return whether a supervisor answers."""
-    try:
-        ask(layout, control.GetStatus(), control.Status)
-    except DaemonNotRunning:
-        return False
-    return True

@@ -35,8 +35,8 @@ def create(
         str,
         typer.Option(
             "--context",
-            help="[bold]namespace[/]: a network namespace of its own; "
-            "[bold]alias[/]: an address on a link of the machine.",
+            help="**namespace**: a network namespace of its own; "
+            "**alias**: an address on a link of the machine.",
         ),
     ] = "namespace",
     link: Annotated[
