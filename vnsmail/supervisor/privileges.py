@@ -65,6 +65,25 @@ def effective(pid: int | str = "self") -> int:
     return int(_status(pid)["CapEff"], 16)
 
 
+def permitted() -> int:
+    """Return the permitted capabilities of this process as a bit set."""
+    return int(_status("self")["CapPrm"], 16)
+
+
+def capability(name: str) -> int:
+    """Return the number of a capability.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    return _CAPABILITIES.index(name)
+
+
+def last() -> int:
+    """Return the highest number that the kernel knows."""
+    return int(Path("/proc/sys/kernel/cap_last_cap").read_text())
+
+
 def describe(pid: int) -> str:
     """Return the privileges of a process in a line; empty if it is gone."""
     try:
