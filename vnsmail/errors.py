@@ -4,18 +4,21 @@
         BadInput                what the user asked for cannot be
             Taken               the name or address belongs to something already
             NotFound            nothing has that name
-            SettingsError       a settings file: file, key, value, problem
+        SettingsError           a settings file: file, key, value, problem
         NotPrivileged           this needs root or a user namespace
         DaemonNotRunning        no supervisor answers for this root
         DaemonRunning           a supervisor already serves this root
         StateUnusable           a state folder or file cannot be used
         NetworkStepFailed       the kernel refused one step of a network plan
+        GuardUnavailable        the kernel does not guard source addresses
         SourceUnavailable       the address to send from cannot be used now
         BrokerRefused           the broker said no: not owned, not allowed, malformed
         BrokerGone              the broker does not answer
         QueueUnavailable        a queue file cannot be read or written
         ResolveError            a DNS question has no usable answer
         NotServed               no worker serves this owner now
+        CannotRunAs             a program cannot be run as a virtual host
+        CommandNotRun           a command cannot be started
 
 Rules of this file. An error keeps its facts as attributes and builds the sentence in
 ``__str__``: what failed, of what, what to do, on one line. Positional arguments go
@@ -25,6 +28,7 @@ command line ends with (docs/reference/cli.md).
 """
 
 import os
+from errno import ENOENT
 from typing import ClassVar
 
 
@@ -142,6 +146,17 @@ class NetworkStepFailed(VnsmailError):
         return f"cannot {self.step}: {why}"
 
 
+class GuardUnavailable(VnsmailError):
+    """The kernel cannot be told to guard source addresses; mail goes on without."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"cannot guard source addresses: {self.reason}"
+
+
 class SourceUnavailable(VnsmailError):
     """The owner's own address cannot be used to send.
 
@@ -204,10 +219,8 @@ class ResolveError(VnsmailError):
     answer that the name or record does not exist.
     """
 
-    def __init__(
-        self, name: str, record: str, problem: str, *, temporary: bool
-    ) -> None:
-        super().__init__(name, record, problem)
+    def __init__(self, name: str, record: str, problem: str, temporary: bool) -> None:
+        super().__init__(name, record, problem, temporary)
         self.name, self.record, self.problem = name, record, problem
         self.temporary = temporary
 
@@ -230,3 +243,30 @@ class NotServed(VnsmailError):
 
     def __str__(self) -> str:
         return f"{self.owner} is not served now: {self.reason}"
+
+
+class CannotRunAs(VnsmailError):
+    """Programs of a virtual host cannot be held to its address, so none is started."""
+
+    def __init__(self, host: str, problem: str, remedy: str) -> None:
+        super().__init__(host, problem, remedy)
+        self.host, self.problem, self.remedy = host, problem, remedy
+
+    def __str__(self) -> str:
+        return f"cannot run programs as {self.host}: {self.problem}; {self.remedy}"
+
+
+class CommandNotRun(VnsmailError):
+    """A command is not there or cannot be executed; exit codes as of a shell."""
+
+    def __init__(self, command: str, errno: int) -> None:
+        super().__init__(command, errno)
+        self.command, self.errno = command, errno
+
+    @property
+    def exit_code(self) -> int:  # type: ignore[override]
+        return 127 if self.errno == ENOENT else 126
+
+    def __str__(self) -> str:
+        why = "not found" if self.errno == ENOENT else os.strerror(self.errno).lower()
+        return f"cannot run {self.command}: {why}"

@@ -86,6 +86,28 @@ def ip_address(text: str) -> IPAddress:
     return address
 
 
+# A dot-string (RFC 5321 section 4.1.2) in lower case, without the slash: a user's
+# mailbox is a folder of that name.
+_LOCAL_PART = re.compile(r"[a-z0-9!#$%&'*+=?^_`{|}~-]+(\.[a-z0-9!#$%&'*+=?^_`{|}~-]+)*")
+_LOCAL_PART_OCTETS = 64  # RFC 5321 section 4.5.3.1.1
+
+
+def local_part(text: str) -> str:
+    """Return ``text`` as what stands before the @ of a user.
+
+    Raises:
+        BadInput: it cannot be the name of a mailbox.
+    """
+    if _LOCAL_PART.fullmatch(text) and len(text) <= _LOCAL_PART_OCTETS:
+        return text
+    raise BadInput(
+        "user",
+        text,
+        "before the @, use up to 64 of a-z, 0-9 and !#$%&'*+=?^_`{|}~- with "
+        "single dots between them",
+    )
+
+
 class Family(IntEnum):
     """An address family; the value is the IP version."""
 

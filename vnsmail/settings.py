@@ -11,20 +11,33 @@ root keeps everything below one folder.
     /var/lib/vnsmail/machine/         DIR/machine/          queue.db of the machine
     /run/vnsmail/                     DIR/run/              control socket, pid, log
 
-Unknown keys are refused: a typing error must not become a default.
+Unknown keys are refused: a typing error must not become a default. So is a value of
+another kind than the key has: ``port = "25"`` or ``count = true`` was not thought over.
 """
 
 import hashlib
+import re
 import socket
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, IPvAnyAddress, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    IPvAnyAddress,
+    ValidationError,
+)
+from pydantic_core import ErrorDetails
 
-from vnsmail.errors import SettingsError, StateUnusable
-from vnsmail.model import MACHINE, Owner
+from vnsmail.errors import BadInput, SettingsError, StateUnusable
+from vnsmail.model import MACHINE, Owner, domain_name
+
+_LONGEST_SHOWN = 80
+"""Characters of a wrong value that are shown; it may be a whole table."""
 
 _CONTROL_SOCKET_LIMIT = 107  # unix(7): sun_path holds 108 bytes with the final NUL
 
@@ -102,20 +115,44 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
+Number = Annotated[int, Field(strict=True)]
+
+_ONE_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+
+
+def _machine_name(text: str) -> str:
+    """Return what can be said in EHLO; systems without a domain have names too."""
+    name = text.strip().rstrip(".").lower()
+    if _ONE_LABEL.fullmatch(name):
+        return name
+    try:
+        return domain_name(name)
+    except BadInput as error:
+        raise ValueError(error.remedy) from None
+
+
+def _own_name() -> str:
+    """Return what the system calls itself, if that can be said in EHLO."""
+    try:
+        return _machine_name(socket.getfqdn())
+    except ValueError:
+        return "localhost"
 
 
 class MachineSettings(_Table):
     """[machine]: the machine's own mail."""
 
-    name: str = Field(default_factory=socket.getfqdn)
+    name: Annotated[str, AfterValidator(_machine_name)] = Field(
+        default_factory=_own_name
+    )
     """Name the machine gives in EHLO; the default asks the system."""
 
 
 class WorkerSettings(_Table):
     """[worker]: the unprivileged processes that own virtual hosts."""
 
-    count: int = Field(default=1, ge=1, le=64)
+    count: Number = Field(default=1, ge=1, le=64)
     user: str = "vnsmail"
     """Account (name or number) the workers run as; only root can change to it."""
 
@@ -123,11 +160,11 @@ class WorkerSettings(_Table):
 class SmtpSettings(_Table):
     """[smtp]: limits of the protocol; defaults are those of RFC 5321 section 4.5.3."""
 
-    port: int = Field(default=25, ge=1, le=65535)
+    port: Number = Field(default=25, ge=1, le=65535)
     """Port listened on and connected to."""
-    max_message_size: int = Field(default=50 * 1024 * 1024, ge=64 * 1024)
+    max_message_size: Number = Field(default=50 * 1024 * 1024, ge=64 * 1024)
     """Bytes; announced with SIZE (RFC 1870)."""
-    max_recipients: int = Field(default=1000, ge=100)
+    max_recipients: Number = Field(default=1000, ge=100)
     """Recipients a transaction (RFC 5321 section 4.5.3.1.8 wants 100 at least)."""
     command_timeout: Seconds = 300.0
     connect_timeout: Seconds = 30.0
@@ -172,13 +209,33 @@ def load(file: Path) -> Settings:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return Settings()
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError(str(file), "", "", str(error)) from None
+    except OSError as error:
+        problem = f"cannot read it: {(error.strerror or str(error)).lower()}"
+        raise SettingsError(str(file), "", "", problem) from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(str(file), "", "", f"this is not TOML: {error}") from None
     try:
         return Settings.model_validate(table)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         raise SettingsError(
-            str(file), key, repr(first["input"]), first["msg"].lower()
+            str(file), key, _shown(first["input"]), _problem(first)
         ) from None
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
+
+
+def _problem(details: ErrorDetails) -> str:
+    match details["type"]:
+        case "extra_forbidden":
+            return "there is no such key"
+        case "model_type":
+            return f"this is a table: write [{details['loc'][-1]}] and keys below it"
+        case "value_error":
+            return str(details["ctx"]["error"])
+        case _:
+            return details["msg"].lower()

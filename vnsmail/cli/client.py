@@ -34,8 +34,12 @@ def ask(
     request: control.Request,
     expected: type[AnswerT],
     fds: Sequence[int] = (),
+    *,
+    patience: float | None = None,
 ) -> AnswerT:
     """Send one request to the supervisor and return its answer.
+
+    ``patience`` is the seconds to wait for it; PATIENCE unless told.
 
     Raises:
         DaemonNotRunning: nobody listens on the control socket.
@@ -44,7 +48,8 @@ def ask(
     """
     path = str(layout.control_socket)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-        sock.settimeout(PATIENCE)
+        patience = PATIENCE if patience is None else patience
+        sock.settimeout(patience)
         try:
             sock.connect(path)
             send_now(sock, control.encode(request), fds)
@@ -55,7 +60,7 @@ def ask(
                 msg, "run it as the user that started vnsmail (root)"
             ) from None
         except TimeoutError:
-            text = f"vnsmail did not answer within {PATIENCE:.0f} s"
+            text = f"vnsmail did not answer within {patience:.0f} s"
             raise Refused(text, 1) from None
         except (OSError, ChannelClosed):
             raise DaemonNotRunning(path) from None

@@ -188,6 +188,7 @@ class DeliveryAgent:
 
         Cancelling it cuts off what is in flight; the queue has it all.
         """
+        self._ended.clear()
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 await self._watch_queue()

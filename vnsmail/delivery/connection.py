@@ -10,6 +10,7 @@ connection is cut, so that nobody takes up half a dialogue.
 import asyncio
 import errno
 import ipaddress
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -96,12 +97,19 @@ class Connection(asyncio.Protocol):
         self._events: deque[Event] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._may_write = True
+        self._ending = False
+        """We are ending it; ``gone`` is still to come."""
         self._silence = _Silence(self.abort)
 
     @property
     def usable(self) -> bool:
         """Whether another transaction can begin."""
-        return not (self.gone.done() or self._session.closing or self._events)
+        return not (
+            self._ending
+            or self.gone.done()
+            or self._session.closing
+            or self._events  # the remote said something that nobody asked for
+        )
 
     # What the owner of the connection does ---------------------------------------
 
@@ -148,12 +156,14 @@ class Connection(asyncio.Protocol):
         if not self.usable:
             self.abort()
             return
+        self._ending = True
         self._session.quit()
         self._silence.limit(QUIT_TIMEOUT)
         self._flush()
 
     def abort(self) -> None:
         """Cut the connection now."""
+        self._ending = True
         if self._transport is not None:
             self._transport.abort()
 
@@ -248,11 +258,15 @@ class Connection(asyncio.Protocol):
         """Send a body; False if the remote had its last word before the end."""
         self._silence.limit(self._timeouts.command_timeout)
         chunks = body.chunks()
-        while chunk := await _next_chunk(body, chunks):
+        while True:
+            # The remote may have its last word while a file is read, or while we wait.
+            chunk = await _next_chunk(body, chunks)
             while not (self._may_write or self._events or self.gone.done()):
                 await self._wait()
             if self._events or self.gone.done():
                 return False
+            if not chunk:
+                break
             self._session.send_body(chunk)
             if body.size > len(chunk):
                 self._flush()
@@ -344,7 +358,8 @@ async def connect(
         facts: who sends.
         sockets: where the bound socket comes from.
         settings: port and timeouts.
-        on_gone: called once when the connection has ended, also if it failed here.
+        on_gone: called once when the connection has ended, if there was one: also if
+            it failed here.
 
     Raises:
         SourceUnavailable: the owner's own address cannot be used. Nothing was sent,
@@ -370,7 +385,8 @@ async def connect(
             raise SourceUnavailable(
                 facts.owner, source.source, error.errno or errno.EADDRNOTAVAIL
             ) from None
-        problem = (error.strerror or str(error)).lower()
+        # Not error.strerror: asyncio puts a sentence of its own there.
+        problem = os.strerror(error.errno).lower() if error.errno else str(error)
         raise ConnectionFailed(say.connection_failed(problem, str(hop))) from None
     except BaseException:
         source.sock.close()

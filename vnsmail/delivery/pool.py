@@ -94,7 +94,8 @@ class Pool:
 
         Args:
             hop: where to.
-            fresh: not one that was idle, as one of those turned out to be dead.
+            fresh: not one that was idle, as one of those turned out to be dead; unless
+                the hop wants no more than those.
 
         Raises:
             ConnectionFailed: the hop does not answer or does not want us, now or a
@@ -105,11 +106,12 @@ class Pool:
             site = self._site(hop.address)
             if site.failure is not None:
                 raise ConnectionFailed(site.failure)
-            if site.idle and not fresh:
+            room = site.opening + site.live < self._limit(site)
+            if site.idle and not (fresh and room):
                 connection = site.idle.pop()
                 del self._idle[connection]
                 return connection
-            if site.opening + site.live < self._limit(site):
+            if room:
                 made = await self._open(site, hop)
             else:
                 made = await self._wait(site)

@@ -39,6 +39,18 @@ class DestroyHost(_Message, frozen=True):
     dry_run: bool = False
 
 
+class ApplyHosts(_Message, frozen=True):
+    """Make the virtual hosts of a file (directory/declaration.py) all there are."""
+
+    text: str
+    discard_queue: bool = False
+    dry_run: bool = False
+
+
+class GetProgress(_Message, frozen=True):
+    """How far is what is under way?"""
+
+
 class AddUser(_Message, frozen=True):
     """Give a user of a virtual host a mailbox."""
 
@@ -75,6 +87,8 @@ Request: TypeAlias = (
     GetStatus
     | CreateHost
     | DestroyHost
+    | ApplyHosts
+    | GetProgress
     | AddUser
     | RemoveUser
     | Send
@@ -113,6 +127,44 @@ class Planned(_Message, frozen=True):
     changed: bool
 
 
+class HostChange(msgspec.Struct, frozen=True):
+    """What became of one host, or would."""
+
+    name: str
+    action: Literal["create", "change", "mend", "destroy"]
+    details: tuple[str, ...] = ()
+    problem: str = ""
+    """Why it could not be done, or not yet; empty if it is done."""
+
+
+class FileProblem(msgspec.Struct, frozen=True):
+    """One thing that is wrong in a file."""
+
+    line: int
+    key: str
+    text: str
+
+
+class Applied(_Message, frozen=True):
+    """Answer to ApplyHosts: what was done, or would be; or why nothing was."""
+
+    changes: tuple[HostChange, ...] = ()
+    steps: tuple[str, ...] = ()
+    """Those of the network."""
+    unchanged: int = 0
+    """Hosts that are as the file says."""
+    problems: tuple[FileProblem, ...] = ()
+    """What is wrong in the file. If there is anything, nothing was changed."""
+
+
+class Progress(_Message, frozen=True):
+    """Answer to GetProgress; empty where nothing is under way."""
+
+    what: str = ""
+    done: int = 0
+    total: int = 0
+
+
 class Queued(_Message, frozen=True):
     """Answer to Send: the message is durable in this owner's queue."""
 
@@ -138,7 +190,9 @@ class Error(_Message, frozen=True):
     kind: Literal["error"] = "error"
 
 
-Answer: TypeAlias = Status | Planned | Queued | QueueListed | Done | Error
+Answer: TypeAlias = (
+    Status | Planned | Applied | Progress | Queued | QueueListed | Done | Error
+)
 
 encode = msgspec.json.Encoder().encode
 decode_request = msgspec.json.Decoder(Request).decode

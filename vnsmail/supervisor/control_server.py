@@ -14,7 +14,13 @@ from typing import TypeAlias
 
 import msgspec
 
-from vnsmail.channel import Channel, ChannelClosed, ChannelMisused, close_all
+from vnsmail.channel import (
+    Channel,
+    ChannelClosed,
+    ChannelMisused,
+    MessageTooLong,
+    close_all,
+)
 from vnsmail.errors import StateUnusable, VnsmailError
 from vnsmail.log import logger
 from vnsmail.settings import Layout
@@ -24,6 +30,9 @@ PATIENCE = 10.0
 """Seconds a command has to say its request after it connected."""
 
 BACKLOG = 16
+
+ACCEPT_PAUSE = 0.1
+"""Seconds to wait when no connection can be taken: no descriptor is free, say."""
 
 log = logger("control")
 
@@ -60,12 +69,17 @@ async def serve(sock: socket.socket, handler: Handler) -> None:
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as tasks:
         while True:
-            connection, _ = await loop.sock_accept(sock)
+            try:
+                connection, _ = await loop.sock_accept(sock)
+            except OSError as error:
+                log.warning("control.not_accepted", reason=str(error))
+                await asyncio.sleep(ACCEPT_PAUSE)
+                continue
             tasks.create_task(_answer(connection, handler))
 
 
 async def _answer(connection: socket.socket, handler: Handler) -> None:
-    channel = Channel(connection)
+    channel = Channel(connection, large=True)
     fds: list[int] = []
     try:
         uid = _peer_uid(connection)
@@ -75,7 +89,10 @@ async def _answer(connection: socket.socket, handler: Handler) -> None:
         async with asyncio.timeout(PATIENCE):
             payload, fds = await channel.receive()
         answer = await _handled(payload, fds, uid, handler)
-        await channel.send(control.encode(answer))
+        try:
+            await channel.send(control.encode(answer))
+        except MessageTooLong as error:
+            await channel.send(control.encode(control.Error(str(error), 1)))
     except (ChannelClosed, ChannelMisused, TimeoutError):
         return
     finally:
@@ -88,15 +105,15 @@ async def _handled(
 ) -> control.Answer:
     try:
         request = control.decode_request(payload)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         return control.Error(f"vnsmail does not understand this request: {error}", 1)
     try:
         return await handler(request, fds, uid)
     except VnsmailError as error:
         return control.Error(str(error), error.exit_code)
-    except (OSError, TimeoutError) as error:
+    except OSError as error:
         log.exception("control.failed", request=type(request).__name__)
-        return control.Error(f"cannot do this: {error or type(error).__name__}", 1)
+        return control.Error(f"cannot do this: {str(error) or repr(error)}", 1)
     except Exception as error:
         # A fault of ours must not end the supervisor of everybody's mail.
         log.exception("control.fault", request=type(request).__name__)

@@ -17,6 +17,9 @@ from vnsmail.model import MACHINE, Owner
 from vnsmail.settings import Layout, Settings
 from vnsmail.supervisor.privileges import single_uid
 
+_LAST_UID = 2**32 - 2
+"""The one after it stands for "none" (setresuid(2))."""
+
 
 @dataclass(frozen=True, slots=True)
 class Account:
@@ -38,20 +41,29 @@ def worker_account(settings: Settings, settings_file: Path) -> Account | None:
     if single_uid():
         return None
     user = settings.worker.user
-    if user.isdigit():
-        return Account(int(user), int(user))
-    try:
-        entry = pwd.getpwnam(user)
-    except KeyError:
+    account = _account(user)
+    problem = ""
+    if account is None:
         problem = (
             "no such account; create it with `useradd --system --no-create-home "
             f"--shell /usr/sbin/nologin {user}`, or name another"
         )
-        raise SettingsError(str(settings_file), "worker.user", user, problem) from None
-    if entry.pw_uid == 0:
-        raise SettingsError(
-            str(settings_file), "worker.user", user, "workers must not be root"
-        )
+    elif account.uid == 0:
+        problem = "workers must not be root"
+    if account is None or problem:
+        raise SettingsError(str(settings_file), "worker.user", user, problem)
+    return account
+
+
+def _account(user: str) -> Account | None:
+    """Return the account of a name or number; a number needs no entry anywhere."""
+    number = int(user) if user.isascii() and user.isdecimal() else None
+    try:
+        entry = pwd.getpwnam(user) if number is None else pwd.getpwuid(number)
+    except KeyError:
+        if number is None or number > _LAST_UID:
+            return None
+        return Account(number, number)
     return Account(entry.pw_uid, entry.pw_gid)
 
 
@@ -75,22 +87,39 @@ def prepare(layout: Layout) -> None:
 
 
 def prepare_owner(layout: Layout, owner: Owner, account: Account | None) -> Path:
-    """Make the folder of an owner's queue and mailboxes, and give it to the workers."""
+    """Make the folder of an owner's queue and mailboxes, and give it to the workers.
+
+    Raises:
+        StateUnusable: it cannot be made.
+    """
     folder = layout.owner_folder(owner)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if account is not None:
-        os.chown(folder, account.uid, account.gid)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if account is not None:
+            os.chown(folder, account.uid, account.gid)
+    except OSError as error:
+        raise StateUnusable(str(folder), _why(error), "mend it") from None
     return folder
 
 
 def remove_owner(layout: Layout, owner: Owner) -> None:
-    """Remove a destroyed host's folder with all that is in it."""
+    """Remove a destroyed host's folder with all that is in it.
+
+    Raises:
+        StateUnusable: something in it cannot be removed.
+    """
     if owner == MACHINE:
         message = "the machine's folder is not removed"
         raise ValueError(message)
     folder = layout.owner_folder(owner)
-    if folder.exists():
+    if not os.path.lexists(folder):
+        return
+    try:
         shutil.rmtree(folder)
+    except OSError as error:
+        raise StateUnusable(
+            str(folder), _why(error), "mend it, and destroy the host again"
+        ) from None
 
 
 def lock(layout: Layout) -> IO[str]:
@@ -121,6 +150,18 @@ def lock(layout: Layout) -> IO[str]:
     file.write(f"{os.getpid()}\n")
     file.flush()
     return file
+
+
+def is_locked(layout: Layout) -> bool:
+    """Return whether a supervisor of this root lives, also one that is ending."""
+    try:
+        with layout.pid_file.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _why(error: OSError) -> str:

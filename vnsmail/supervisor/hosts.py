@@ -8,11 +8,11 @@ it exists; what was being destroyed goes too. One change at a time.
 """
 
 import asyncio
-from collections.abc import Sequence
 
 from vnsmail.directory import Directory
+from vnsmail.directory.declaration import Misfits
 from vnsmail.engines.protocol import OwnerFacts
-from vnsmail.errors import BadInput, NetworkStepFailed, Taken, VnsmailError
+from vnsmail.errors import BadInput, StateUnusable, Taken, VnsmailError
 from vnsmail.log import logger
 from vnsmail.model import (
     MACHINE,
@@ -27,13 +27,19 @@ from vnsmail.model import (
     ip_address,
 )
 from vnsmail.net import names
-from vnsmail.net.apply import apply
-from vnsmail.net.observe import observe
-from vnsmail.net.plan import Actual, Desired, Step, choose_gateways, choose_link, plan
+from vnsmail.net.plan import Actual, choose_gateways, choose_link
 from vnsmail.settings import Layout
 from vnsmail.supervisor import control
+from vnsmail.supervisor.applying import Applying, misfit
 from vnsmail.supervisor.folders import Account, prepare_owner, remove_owner
+from vnsmail.supervisor.network import Network
 from vnsmail.supervisor.services import Service, Services
+
+SERVED_AT_ONCE = 32
+"""Hosts being assigned at a time: a worker opens their queues side by side."""
+
+MEND_AFTER = 10.0
+"""Seconds until a network that could not be made is tried again."""
 
 log = logger("hosts")
 
@@ -46,32 +52,43 @@ class Hosts:
         layout: Layout,
         directory: Directory,
         services: Services,
+        network: Network,
         account: Account | None,
     ) -> None:
         self._layout = layout
         self._directory = directory
         self._services = services
+        self._network = network
         self._account = account
         self._changing = asyncio.Lock()
+        self.broken: dict[HostName, str] = {}
+        """Hosts whose network could not be made or removed, and why."""
+        self._applying = Applying(
+            layout, directory, services, network, self._serve, self._release
+        )
 
     async def recover(self) -> None:
-        """Finish what was cut off, bring the network to what the directory says."""
+        """Finish what was cut off, bring the network to what the directory says.
+
+        What cannot be done now is noted in ``broken``, and keeps nobody from starting.
+        """
         async with self._changing:
-            for name in self._directory.unfinished():
-                log.info("host.unfinished", host=name)
-                await self._remove(name)
-            hosts = self._directory.hosts()
-            try:
-                await self._converge(hosts)
-            except NetworkStepFailed as error:
-                log.warning("network.incomplete", reason=str(error))
-                await self._converge_one_by_one(hosts)
+            await self._bring_about()
+
+    async def mend(self) -> None:
+        """Try what could not be done again and again: a link may come, or come back."""
+        while True:
+            await asyncio.sleep(MEND_AFTER)
+            async with self._changing:
+                if self.broken:
+                    await self._bring_about()
 
     async def serve_all(self) -> None:
         """Assign every host of the directory to a worker."""
-        for host in self._directory.hosts():
-            prepare_owner(self._layout, Owner(host.name), self._account)
-            await self._services.serve_or_note(self._service(host))
+        room = asyncio.Semaphore(SERVED_AT_ONCE)
+        async with asyncio.TaskGroup() as tasks:
+            for host in self._directory.hosts():
+                tasks.create_task(self._serve_in(room, host))
 
     async def create(self, request: control.CreateHost) -> control.Planned:
         """Create a virtual host, wholly or not at all.
@@ -82,7 +99,7 @@ class Hosts:
             VnsmailError: it cannot be served (port in use); all is as before.
         """
         async with self._changing:
-            actual = await self._observed()
+            actual = await self._network.observe()
             host = self._resolved(request, actual)
             existing = {h.name: h for h in self._directory.hosts()}
             if existing.get(host.name) == host:
@@ -95,13 +112,13 @@ class Hosts:
                     "or destroy it first",
                 )
             self._directory.check_free(host)
-            steps = self._steps([*existing.values(), host], actual)
+            steps = self._network.steps([*existing.values(), host], actual)
             described = tuple(step.describe() for step in steps)
             if request.dry_run:
                 return control.Planned(described, changed=False)
             self._directory.add_host(host)
             try:
-                await asyncio.to_thread(apply, steps, self._layout.instance)
+                await self._network.apply(steps)
                 prepare_owner(self._layout, Owner(host.name), self._account)
                 await self._services.serve(self._service(host))
                 self._directory.activate(host.name)
@@ -120,43 +137,115 @@ class Hosts:
         """
         async with self._changing:
             host = self._directory.host(host_name(request.name))
-            actual = await self._observed()
-            rest = [h for h in self._directory.hosts() if h.name != host.name]
-            described = tuple(s.describe() for s in self._steps(rest, actual))
+            existing = self._directory.hosts()
+            actual = await self._network.observe()
+            rest = [each for each in existing if each.name != host.name]
+            steps = self._network.steps(rest, actual)
+            described = tuple(step.describe() for step in steps)
             if request.dry_run:
                 return control.Planned(described, changed=False)
-            if not request.discard_queue:
+            # One half made or half destroyed has no mail that anybody waits for.
+            if host in existing and not request.discard_queue:
                 await self._refuse_if_queued(host.name)
             self._directory.begin_destroy(host.name)
-            await self._services.release(host.name)
+            await self._release(host.name)
             await self._remove(host.name)
             log.info("host.destroyed", host=host.name)
             return control.Planned(described, changed=True)
 
+    async def apply(self, request: control.ApplyHosts) -> control.Applied:
+        """Make the hosts of a file all there are; see supervisor/applying.py.
+
+        Raises:
+            BadInput: mail is queued for a host that is to go; nothing is changed.
+            NetworkStepFailed: the network cannot be seen; nothing is changed.
+        """
+        async with self._changing:
+            try:
+                actual = await self._network.observe()
+                decision, planned = await self._applying.decided(request, actual)
+            except Misfits as error:
+                return misfit(error)
+            if request.dry_run:
+                return planned
+            done, self.broken = await self._applying.carry_out(decision, planned)
+            return done
+
+    @property
+    def progress(self) -> control.Progress:
+        """How far an ``apply`` that is under way has come."""
+        return self._applying.progress
+
     async def refresh(self, name: HostName) -> None:
-        """Tell the worker of a host about changed users or domains."""
-        await self._services.serve(self._service(self._directory.host(name)))
+        """Tell the worker of a host about changed users or domains.
+
+        They are in the directory already: a worker that cannot be told now is told
+        when it can.
+        """
+        async with self._changing:
+            for host in self._directory.hosts():
+                if host.name == name:
+                    await self._services.serve_or_note(self._service(host))
 
     # Within ------------------------------------------------------------------
+
+    async def _bring_about(self) -> None:
+        broken: dict[HostName, str] = {}
+        for name in self._directory.unfinished():
+            log.info("host.unfinished", host=name)
+            try:
+                await self._remove(name)
+            except VnsmailError as error:
+                broken[name] = f"half made or destroyed: {error}"
+                log.warning("host.not_removed", host=name, reason=str(error))
+        self.broken = broken | await self._network.converge(self._directory.hosts())
+
+    async def _serve_in(self, room: asyncio.Semaphore, host: VirtualHost) -> None:
+        async with room:
+            await self._serve(host)
+
+    async def _serve(self, host: VirtualHost) -> None:
+        try:
+            prepare_owner(self._layout, Owner(host.name), self._account)
+        except StateUnusable as error:
+            self._services.problems[host.name] = str(error)
+            log.warning("host.unserved", host=host.name, reason=str(error))
+        else:
+            await self._services.serve_or_note(self._service(host))
 
     async def _undo(self, name: HostName) -> None:
         """Take back a creation that failed; the first failure is the one to report."""
         try:
-            await self._services.release(name)
+            await self._release(name)
             await self._remove(name)
         except VnsmailError as error:
             log.warning("host.undo_failed", host=name, reason=str(error))
 
+    async def _release(self, name: HostName) -> None:
+        """Let go of a host that goes away: how cleanly is of no matter any more."""
+        try:
+            await self._services.release(name)
+        except VnsmailError as error:
+            log.warning("host.release_failed", host=name, reason=str(error))
+
     async def _remove(self, name: HostName) -> None:
-        hosts = [h for h in self._directory.hosts() if h.name != name]
-        actual = await self._observed()
-        steps = self._steps(hosts, actual)
-        await asyncio.to_thread(apply, steps, self._layout.instance)
+        """Remove what nobody serves any more: network, files, and the name at last."""
+        hosts = [each for each in self._directory.hosts() if each.name != name]
+        actual = await self._network.observe()
+        await self._network.apply(self._network.steps(hosts, actual))
         await asyncio.to_thread(remove_owner, self._layout, Owner(name))
         self._directory.remove_host(name)
+        self.broken.pop(name, None)
 
     async def _refuse_if_queued(self, name: HostName) -> None:
-        entries = await self._services.list_queue(name, 1)
+        try:
+            entries = await self._services.list_queue(name, 1)
+        except VnsmailError as error:
+            remedy = (
+                f"its queue cannot be read ({error}); give --discard-queue to destroy "
+                "it with whatever is in it"
+            )
+            raise BadInput("virtual host", name, remedy) from None
         if entries:
             raise BadInput(
                 "virtual host",
@@ -164,28 +253,6 @@ class Hosts:
                 "mail is still in its queue (`vnsmail queue list`); wait for it, or "
                 "give --discard-queue",
             )
-
-    async def _converge(self, hosts: Sequence[VirtualHost]) -> None:
-        steps = self._steps(hosts, await self._observed())
-        await asyncio.to_thread(apply, steps, self._layout.instance)
-
-    async def _converge_one_by_one(self, hosts: Sequence[VirtualHost]) -> None:
-        """Let a host whose network cannot be made stand in nobody else's way."""
-        good: list[VirtualHost] = []
-        for host in hosts:
-            try:
-                await self._converge([*good, host])
-            except NetworkStepFailed as error:
-                self._services.problems[host.name] = str(error)
-                log.warning("host.network_failed", host=host.name, reason=str(error))
-            else:
-                good.append(host)
-
-    async def _observed(self) -> Actual:
-        return await asyncio.to_thread(observe, self._layout.instance)
-
-    def _steps(self, hosts: Sequence[VirtualHost], actual: Actual) -> tuple[Step, ...]:
-        return plan(Desired(tuple(hosts)), actual, self._layout.instance)
 
     def _resolved(self, request: control.CreateHost, actual: Actual) -> VirtualHost:
         """Return the host asked for, with the link of the machine it will use."""

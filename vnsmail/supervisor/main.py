@@ -6,6 +6,7 @@ once uvloop is installed; nothing here is in the path of a message but its hand-
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -14,8 +15,16 @@ from pathlib import Path
 from vnsmail import log as logging
 from vnsmail.directory import Directory
 from vnsmail.engines.protocol import QueueEntry
-from vnsmail.errors import BadInput, NotFound, NotPrivileged
-from vnsmail.model import MACHINE, HostName, Owner, User, domain_name, host_name
+from vnsmail.errors import BadInput, NotFound, NotPrivileged, VnsmailError
+from vnsmail.model import (
+    MACHINE,
+    HostName,
+    Owner,
+    User,
+    domain_name,
+    host_name,
+    ip_address,
+)
 from vnsmail.settings import Layout, Settings
 from vnsmail.supervisor import control, control_server
 from vnsmail.supervisor.folders import (
@@ -26,10 +35,14 @@ from vnsmail.supervisor.folders import (
     worker_account,
 )
 from vnsmail.supervisor.hosts import Hosts, machine_service
+from vnsmail.supervisor.network import Network
 from vnsmail.supervisor.privileges import NET_ADMIN, SYS_ADMIN, effective
 from vnsmail.supervisor.services import MACHINE_WORKER, Services
 
 RESOLV_CONF = Path("/etc/resolv.conf")
+
+MAX_RESOLVERS = 3
+"""Name servers that resolv.conf(5) can name (MAXNS)."""
 
 log = logging.logger("supervisor")
 
@@ -70,21 +83,40 @@ def run(layout: Layout, settings: Settings, ready: Callable[[], None]) -> None:
         directory = Directory(layout.directory_db)
         try:
             asyncio.run(_Supervisor(layout, settings, account, directory).run(ready))
+        except BaseExceptionGroup as group:
+            raise _cause(group) from None
         finally:
             directory.close()
             layout.control_socket.unlink(missing_ok=True)
 
 
+def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return what a person can do something about, out of all that went wrong."""
+    for error in group.exceptions:
+        found = _cause(error) if isinstance(error, BaseExceptionGroup) else error
+        if isinstance(found, VnsmailError):
+            return found
+    return group
+
+
 def resolvers(settings: Settings) -> tuple[str, ...]:
-    """Return the name servers to ask: those of the settings, else resolv.conf(5)."""
+    """Return the name servers to ask: those of the settings, else resolv.conf(5).
+
+    One with a scope (fe80::1%eth0) is passed over: the broker asks from no link.
+    """
     if settings.dns.servers:
         return tuple(str(server) for server in settings.dns.servers)
     try:
         lines = RESOLV_CONF.read_text().splitlines()
     except OSError:
         return ()
-    words = [line.split() for line in lines]
-    return tuple(w[1].partition("%")[0] for w in words if w[:1] == ["nameserver"])[:3]
+    found: list[str] = []
+    for line in lines:
+        keyword, *values = line.split() or [""]
+        if keyword == "nameserver" and values:
+            with contextlib.suppress(BadInput):
+                found.append(str(ip_address(values[0])))
+    return tuple(found[:MAX_RESOLVERS])
 
 
 class _Supervisor:
@@ -100,7 +132,8 @@ class _Supervisor:
         self._account = account
         self._directory = directory
         self._services = Services(settings, resolvers(settings), self._worker_options)
-        self._hosts = Hosts(layout, directory, self._services, account)
+        network = Network(layout.instance)
+        self._hosts = Hosts(layout, directory, self._services, network, account)
         self._ending = asyncio.Event()
 
     def _worker_options(self, worker: str) -> Sequence[str]:
@@ -134,11 +167,13 @@ class _Supervisor:
                     serving = tasks.create_task(
                         control_server.serve(sock, self._handle)
                     )
+                    mending = tasks.create_task(self._hosts.mend())
                     await self._ending.wait()
                     serving.cancel()
+                    mending.cancel()
                 finally:
                     sock.close()
-                    await self._services.stop()
+                    self._services.stop()
                     await children
         log.info("supervisor.ended")
 
@@ -160,7 +195,7 @@ class _Supervisor:
 
     # Requests ----------------------------------------------------------------
 
-    async def _handle(  # noqa: PLR0911  one line a request, like a table
+    async def _handle(  # noqa: C901, PLR0911  one line a request, like a table
         self, request: control.Request, fds: list[int], uid: int
     ) -> control.Answer:
         match request:
@@ -170,6 +205,10 @@ class _Supervisor:
                 return await self._hosts.create(request)
             case control.DestroyHost():
                 return await self._hosts.destroy(request)
+            case control.ApplyHosts():
+                return await self._hosts.apply(request)
+            case control.GetProgress():
+                return self._hosts.progress
             case control.AddUser():
                 return await self._add_user(request)
             case control.RemoveUser():
@@ -183,12 +222,14 @@ class _Supervisor:
                 return control.Done()
 
     async def _status(self) -> control.Status:
+        reports = await self._services.reports()
+        problems = self._services.troubles({report.owner for report in reports})
         return control.Status(
             pid=os.getpid(),
             root=str(self._layout.state),
             processes=self._services.processes(),
-            owners=await self._services.reports(),
-            problems=tuple(self._services.problems.items()),
+            owners=reports,
+            problems=tuple((problems | self._hosts.broken).items()),
         )
 
     async def _add_user(self, request: control.AddUser) -> control.Done:

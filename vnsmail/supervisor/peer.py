@@ -1,7 +1,8 @@
 """Asking another process over a channel: questions with ids, answers matched to them.
 
-Rules of this file: every question is answered, fails, or times out; when the other end
-goes, all that wait fail at once with ChannelClosed.
+Rules of this file: every question is answered, or fails with an error that has words;
+when the other end goes, all that wait fail at once with ChannelClosed. The other end may
+have been taken over: what it says wrongly ends this conversation, and nothing else.
 """
 
 import asyncio
@@ -9,6 +10,23 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from vnsmail.channel import Channel, ChannelClosed, close_all
+from vnsmail.errors import VnsmailError
+from vnsmail.log import logger
+
+log = logger("supervisor")
+
+
+class NoAnswer(VnsmailError):
+    """The other end is there, and says nothing."""
+
+    retry_helps = True
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        return f"a process of vnsmail did not answer within {self.seconds:g} s"
 
 
 class HasId(Protocol):
@@ -38,7 +56,10 @@ class Peer(Generic[AnswerT]):
         self._closed = False
 
     async def listen(self) -> None:
-        """Receive answers until the other end goes; run it as a task beside ``ask``."""
+        """Receive answers until the other end goes, or says what means nothing.
+
+        Run it as a task beside ``ask``.
+        """
         try:
             while True:
                 payload, fds = await self._channel.receive()
@@ -49,6 +70,8 @@ class Peer(Generic[AnswerT]):
                     waiter.set_result(answer)
         except ChannelClosed:
             return
+        except Exception as error:  # noqa: BLE001  decoders have many ways to say no
+            log.warning("peer.misspoke", reason=str(error))
         finally:
             self.close()
 
@@ -63,7 +86,8 @@ class Peer(Generic[AnswerT]):
 
         Raises:
             ChannelClosed: the other end is gone.
-            TimeoutError: no answer within ``seconds``.
+            NoAnswer: it said nothing within ``seconds``.
+            MessageTooLong: the question does not fit a message.
         """
         if self._closed:
             raise ChannelClosed
@@ -75,6 +99,8 @@ class Peer(Generic[AnswerT]):
             async with asyncio.timeout(seconds):
                 await self._channel.send(self._encode(question(number)), fds)
                 return await waiter
+        except TimeoutError:
+            raise NoAnswer(seconds) from None
         finally:
             self._waiting.pop(number, None)
 

@@ -7,7 +7,8 @@
 
 Rules of this file: only processes started here are signalled, by their own pid; the
 wait before a restart doubles from RESTART_FIRST to RESTART_LONGEST and falls back
-after the child ran for STEADY_AFTER.
+after the child ran for STEADY_AFTER. Whatever a child says or does, and whatever keeps
+it from starting, ends no more than that child.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Generic
 
 from vnsmail.channel import Channel, pair
+from vnsmail.errors import VnsmailError
 from vnsmail.log import logger
 from vnsmail.supervisor.peer import AnswerT, Peer
 
@@ -31,6 +33,10 @@ STEADY_AFTER = 10.0
 """Seconds a child must run before an exit counts as its first."""
 STOP_GRACE = 8.0
 """Seconds between asking a child to end and ending it."""
+SILENT_GRACE = 1.0
+"""Seconds for a child to end that closed its channel, or said what means nothing."""
+KILL_GRACE = 2.0
+"""Seconds between two ways of ending it, each harder than the one before."""
 
 log = logger("supervisor")
 
@@ -88,11 +94,13 @@ class Child(Generic[AnswerT]):
         *,
         peer: Callable[[Channel], Peer[AnswerT]],
         on_start: Callable[[Peer[AnswerT]], Awaitable[None]],
+        on_stop: Callable[[Peer[AnswerT]], Awaitable[None]] | None = None,
         on_exit: Callable[[], None],
     ) -> None:
         """``peer`` speaks the child's protocol over a channel to it.
 
         ``on_start`` makes a fresh process ready; what it raises ends that process.
+        ``on_stop`` asks it to end; then, or without it, its channel is closed.
         ``on_exit`` is called after each exit, before a restart.
         """
         self.name = name
@@ -102,6 +110,7 @@ class Child(Generic[AnswerT]):
         self._options = tuple(options)
         self._peer = peer
         self._on_start = on_start
+        self._on_stop = on_stop
         self._on_exit = on_exit
         self._process: asyncio.subprocess.Process | None = None
         self._stop = asyncio.Event()
@@ -112,8 +121,19 @@ class Child(Generic[AnswerT]):
         return process.pid if process and process.returncode is None else None
 
     def stop(self) -> None:
-        """Start no more; the running process is expected to end by itself soon."""
+        """End the running process, and start no more."""
         self._stop.set()
+
+    async def kill(self) -> None:
+        """End the running process at once, and wait for that; another takes its place.
+
+        What it holds open, the kernel closes.
+        """
+        process = self._process
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
 
     async def run(self) -> None:
         """Keep the child running until ``stop``; returns when the last one has ended."""
@@ -121,7 +141,10 @@ class Child(Generic[AnswerT]):
         while not self._stop.is_set():
             began = asyncio.get_running_loop().time()
             self._enter(State.STARTING)
-            await self._run_once()
+            try:
+                await self._run_once()
+            except OSError as error:  # no memory or no process to be had now
+                log.warning("child.not_started", child=self.name, reason=str(error))
             if self._stop.is_set():
                 break
             if asyncio.get_running_loop().time() - began > STEADY_AFTER:
@@ -138,24 +161,31 @@ class Child(Generic[AnswerT]):
             self._enter(State.STOPPED)
 
     async def _run_once(self) -> None:
+        """Start a process, and stay with it to its end."""
         ours, theirs = pair()
-        process = await self._spawn(theirs)
+        try:
+            process = await self._spawn(theirs)
+        except BaseException:
+            ours.close()
+            raise
         self._process = process
-        peer = self._peer(Channel(ours))
+        peer = self._peer(Channel(ours, large=True))
         try:
             async with asyncio.TaskGroup() as tasks:
                 listening = tasks.create_task(peer.listen())
-                tasks.create_task(self._make_ready(peer, process))
+                readying = tasks.create_task(self._make_ready(peer, process))
                 ended = tasks.create_task(process.wait())
                 stopping = tasks.create_task(self._stop.wait())
                 await asyncio.wait(
-                    {ended, stopping}, return_when=asyncio.FIRST_COMPLETED
+                    {ended, listening, stopping}, return_when=asyncio.FIRST_COMPLETED
                 )
-                if not ended.done():
-                    self._enter(State.STOPPING)
-                    await self._end(process)
-                stopping.cancel()
-                listening.cancel()
+                grace = SILENT_GRACE
+                if stopping.done() and not ended.done():
+                    grace = STOP_GRACE
+                    await self._ask_to_end(peer)
+                for task in (stopping, readying, listening):
+                    task.cancel()
+                await self._end(process, grace)
         finally:
             if process.returncode is None:
                 process.kill()
@@ -163,6 +193,13 @@ class Child(Generic[AnswerT]):
             peer.close()
             self._on_exit()
         log.info("child.ended", child=self.name, status=process.returncode)
+
+    async def _ask_to_end(self, peer: Peer[AnswerT]) -> None:
+        ready = self.state is State.RUNNING
+        self._enter(State.STOPPING)
+        if ready and self._on_stop is not None:
+            with contextlib.suppress(VnsmailError):
+                await self._on_stop(peer)
 
     async def _spawn(self, theirs: socket.socket) -> asyncio.subprocess.Process:
         fd = theirs.fileno()
@@ -191,14 +228,14 @@ class Child(Generic[AnswerT]):
         if self.state is State.STARTING:
             self._enter(State.RUNNING)
 
-    async def _end(self, process: asyncio.subprocess.Process) -> None:
-        """Wait for the process to end by itself, then end it."""
+    async def _end(self, process: asyncio.subprocess.Process, grace: float) -> None:
+        """Wait for a process whose channel is closed, then end it."""
         for signal in (None, process.terminate, process.kill):
             if signal is not None:
                 with contextlib.suppress(ProcessLookupError):
                     signal()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(STOP_GRACE if signal is None else 2.0):
+                async with asyncio.timeout(grace if signal is None else KILL_GRACE):
                     await process.wait()
                     return
 

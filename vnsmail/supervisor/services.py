@@ -3,22 +3,32 @@
 Rules of this file: a virtual host is assigned to one worker at a time; the broker is
 told of an owner before the worker is, and told to forget it after the worker has let
 go, so that a worker never holds a grant without the duty or the duty without a grant.
+A process that does not answer what takes no time is ended, and started again; what one
+worker does or fails to do is no reason to end the broker or another worker.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from vnsmail import channel
 from vnsmail.broker import protocol as broker
+from vnsmail.channel import ChannelClosed
 from vnsmail.engines import protocol as engine
-from vnsmail.errors import BrokerGone, NotFound, StateUnusable, VnsmailError
+from vnsmail.errors import (
+    BrokerGone,
+    BrokerRefused,
+    NotFound,
+    StateUnusable,
+    VnsmailError,
+)
 from vnsmail.log import logger
 from vnsmail.model import MACHINE
 from vnsmail.settings import Settings
 from vnsmail.supervisor.control import ProcessStatus
-from vnsmail.supervisor.peer import Peer
+from vnsmail.supervisor.peer import NoAnswer, Peer
 from vnsmail.supervisor.plan import worker_for
 from vnsmail.supervisor.privileges import describe
 from vnsmail.supervisor.process import Child, State
@@ -31,6 +41,12 @@ MACHINE_WORKER = "worker-machine"
 
 RETRY_AFTER = 5.0
 """Seconds between attempts to serve an owner that could not be served."""
+
+AT_ONCE = 10.0
+"""Seconds for an answer that waits for nothing."""
+
+LETTING_GO = 30.0
+"""Seconds for a worker to let go of an owner: it finishes what is being said."""
 
 BrokerPeer: TypeAlias = Peer[broker.SupervisorAnswer]
 WorkerPeer: TypeAlias = Peer[engine.Answer]
@@ -63,6 +79,7 @@ class Service:
 class _Worker:
     name: str
     child: Child[engine.Answer]
+    """Its process, whichever it is now."""
     peer: WorkerPeer | None = None
     services: dict[str, Service] = field(default_factory=dict)
 
@@ -103,6 +120,7 @@ class Services:
             options,
             peer=lambda c: Peer(c, engine.encode, engine.decode_answer),
             on_start=lambda peer: self._worker_started(name, peer),
+            on_stop=lambda peer: _done(peer.ask(engine.Stop, seconds=AT_ONCE)),
             on_exit=lambda: self._worker_ended(name),
         )
         return _Worker(name, child)
@@ -110,28 +128,28 @@ class Services:
     # Running -----------------------------------------------------------------
 
     async def run(self) -> None:
-        """Keep all children running until ``stop``."""
+        """Keep all children running until ``stop``, and the broker a little longer."""
         async with asyncio.TaskGroup() as tasks:
-            children = [self._broker, *(w.child for w in self._workers.values())]
-            running = [tasks.create_task(child.run()) for child in children]
+            broker_runs = tasks.create_task(self._broker.run())
+            workers_run = [
+                tasks.create_task(worker.child.run())
+                for worker in self._workers.values()
+            ]
             mending = tasks.create_task(self._mend())
-            await asyncio.wait(running)
+            await asyncio.wait(workers_run)
             mending.cancel()
+            self._broker.stop()
+            await broker_runs
 
-    async def stop(self) -> None:
-        """Ask the workers to finish, then end them, then the broker."""
+    def stop(self) -> None:
+        """Let the workers finish, then end the broker; ``run`` returns after that."""
         for worker in self._workers.values():
             worker.child.stop()
-        peers = [w.peer for w in self._workers.values() if w.peer]
-        await asyncio.gather(
-            *(peer.ask(engine.Stop, seconds=5) for peer in peers),
-            return_exceptions=True,
-        )
-        self._broker.stop()
 
     async def ready(self) -> None:
         """Wait until broker and workers run; each gets some seconds to start."""
-        children = [self._broker, *(w.child for w in self._workers.values())]
+        children: list[Child[Any]] = [self._broker]
+        children += [worker.child for worker in self._workers.values()]
         for _ in range(600):
             if all(child.state is State.RUNNING for child in children):
                 return
@@ -147,13 +165,15 @@ class Services:
         configure = broker.Configure
         ports, resolvers = (self._settings.smtp.port,), self._resolvers
         await _granted(
-            peer.ask(lambda n: configure(id=n, ports=ports, resolvers=resolvers))
+            peer.ask(
+                lambda n: configure(id=n, ports=ports, resolvers=resolvers),
+                seconds=AT_ONCE,
+            )
         )
         async with self._introducing:
             self._broker_peer = peer
-            for worker in self._workers.values():
-                if worker.peer:
-                    await self._introduce(worker)
+            workers = [worker for worker in self._workers.values() if worker.peer]
+            await asyncio.gather(*(self._introduce(worker) for worker in workers))
 
     def _broker_ended(self) -> None:
         self._broker_peer = None
@@ -161,11 +181,16 @@ class Services:
     async def _worker_started(self, name: str, peer: WorkerPeer) -> None:
         text = self._settings.model_dump_json()
         resolvers = self._resolvers
-        await _done(peer.ask(lambda n: engine.Configure(n, name, text, resolvers)))
+        await _done(
+            peer.ask(
+                lambda n: engine.Configure(n, name, text, resolvers), seconds=AT_ONCE
+            )
+        )
         worker = self._workers[name]
         async with self._introducing:
             worker.peer = peer
-            if self._broker_peer:
+            # Trouble with the broker is the broker's; the next is introduced anew.
+            with contextlib.suppress(VnsmailError):
                 await self._introduce(worker)
         for service in list(worker.services.values()):
             await self._try_assign(worker, service)
@@ -174,29 +199,41 @@ class Services:
         self._workers[name].peer = None
 
     async def _introduce(self, worker: _Worker) -> None:
-        """Give the worker and the broker a channel to each other, and its grants."""
+        """Give the worker and the broker a channel to each other, and its grants.
+
+        Raises:
+            VnsmailError: the broker did not do its part. A worker that does not do its
+                own is ended, and introduced when it starts again.
+        """
         if self._broker_peer is None or worker.peer is None:
             return
         one, other = channel.pair()
         with one, other:
             name = worker.name
-            await _granted(
-                self._broker_peer.ask(
-                    lambda n: broker.Attach(id=n, worker=name), (one.fileno(),)
-                )
+            await self._tell_broker(
+                lambda n: broker.Attach(id=n, worker=name), (one.fileno(),)
             )
-            for service in worker.services.values():
-                await self._grant(name, service)
-            await _done(worker.peer.ask(engine.UseBroker, (other.fileno(),)))
+            await self._grant(name, list(worker.services.values()))
+            try:
+                await _done(
+                    worker.peer.ask(
+                        engine.UseBroker, (other.fileno(),), seconds=AT_ONCE
+                    )
+                )
+            except VnsmailError as error:
+                log.warning("worker.ended", worker=name, reason=str(error))
+                await worker.child.kill()
 
     async def _mend(self) -> None:
         """Try again, now and then, what could not be served."""
         while True:
             await asyncio.sleep(RETRY_AFTER)
-            for worker in self._workers.values():
-                for owner, service in list(worker.services.items()):
-                    if owner in self.problems and worker.peer:
-                        await self._try_assign(worker, service)
+            await asyncio.gather(*map(self._mend_worker, self._workers.values()))
+
+    async def _mend_worker(self, worker: _Worker) -> None:
+        for owner, service in list(worker.services.items()):
+            if owner in self.problems and worker.peer:
+                await self._try_assign(worker, service)
 
     # Owners ------------------------------------------------------------------
 
@@ -211,13 +248,14 @@ class Services:
         earlier = worker.services.get(owner)
         worker.services[owner] = service
         try:
-            await self._grant(worker.name, service)
+            await self._grant(worker.name, [service])
             await self._assign(worker, service)
         except VnsmailError:
-            if earlier is None:
-                await self.release(owner)
-            else:
+            if earlier is not None:
                 worker.services[owner] = earlier
+                raise
+            with contextlib.suppress(VnsmailError):  # the first is the one to tell
+                await self.release(owner)
             raise
         self.problems.pop(owner, None)
 
@@ -226,28 +264,40 @@ class Services:
         owner = service.facts.owner
         try:
             await self.serve(service)
-        except (VnsmailError, TimeoutError) as error:
+        except VnsmailError as error:
             worker = self._holder(owner) or self._choose(owner)
             worker.services[owner] = service
             self.problems[owner] = str(error)
             log.warning("owner.unserved", owner=owner, reason=str(error))
 
     async def release(self, owner: str) -> None:
-        """Take an owner from its worker and make the broker forget it."""
+        """Take an owner from its worker and make the broker forget it.
+
+        Raises:
+            WorkerRefused: the worker did not close its files cleanly; it has let go.
+        """
         worker = self._holder(owner)
         if worker is None:
             return
         worker.services.pop(owner, None)
         self.problems.pop(owner, None)
-        if worker.peer:
-            await _done(worker.peer.ask(lambda n: engine.Release(n, owner)))
-        if self._broker_peer:
+        try:
+            if worker.peer:
+                asking = worker.peer.ask(
+                    lambda n: engine.Release(n, owner), seconds=LETTING_GO
+                )
+                await _done(asking)
+        except ChannelClosed:
+            pass  # it has ended, and with it whatever it held
+        except NoAnswer as error:
+            log.warning("worker.ended", worker=worker.name, reason=str(error))
+            await worker.child.kill()
+        finally:
             name = worker.name
-            await _granted(
-                self._broker_peer.ask(
+            with contextlib.suppress(BrokerGone):  # the next knows nothing of it
+                await self._tell_broker(
                     lambda n: broker.Revoke(id=n, worker=name, host=owner)
                 )
-            )
 
     def service(self, owner: str) -> Service:
         """Return what an owner is served as.
@@ -312,20 +362,33 @@ class Services:
 
     async def reports(self) -> tuple[engine.OwnerReport, ...]:
         """Return how every owner is doing; those of a dead worker are missing."""
-        found: list[engine.OwnerReport] = []
+        found = await asyncio.gather(*map(self._report, self._workers.values()))
+        return tuple(report for reports in found for report in reports)
+
+    async def _report(self, worker: _Worker) -> tuple[engine.OwnerReport, ...]:
+        if worker.peer is None:
+            return ()
+        try:
+            answer = await worker.peer.ask(engine.Report, seconds=AT_ONCE)
+        except VnsmailError as error:
+            log.warning("worker.silent", worker=worker.name, reason=str(error))
+            return ()
+        return answer.owners if isinstance(answer, engine.Reported) else ()
+
+    def troubles(self, reported: Collection[str]) -> dict[str, str]:
+        """Return who is not served, and why: also those whose worker did not report."""
+        found = dict(self.problems)
         for worker in self._workers.values():
-            if worker.peer is None:
-                continue
-            answer = await worker.peer.ask(engine.Report, seconds=10)
-            if isinstance(answer, engine.Reported):
-                found += answer.owners
-        return tuple(found)
+            state = worker.child.state.value
+            for owner in worker.services:
+                if owner not in reported:
+                    found.setdefault(owner, f"{worker.name} is {state}, and silent")
+        return found
 
     def processes(self) -> tuple[ProcessStatus, ...]:
         """Return the state and the privileges of each child."""
-        rows = [(self._broker, ())] + [
-            (w.child, tuple(w.services)) for w in self._workers.values()
-        ]
+        rows: list[tuple[Child[Any], tuple[str, ...]]] = [(self._broker, ())]
+        rows += [(w.child, tuple(w.services)) for w in self._workers.values()]
         return tuple(
             ProcessStatus(
                 name=child.name,
@@ -354,19 +417,46 @@ class Services:
         }
         return self._workers[worker_for(loads)]
 
-    async def _grant(self, worker: str, service: Service) -> None:
+    async def _grant(self, worker: str, services: Sequence[Service]) -> None:
+        """Tell the broker what a worker owns.
+
+        Raises:
+            BrokerGone: it is not there.
+            BrokerRefused: it knows better.
+        """
+        grants = tuple(
+            broker.HostGrant(
+                name=service.facts.owner,
+                namespace=service.namespace,
+                addresses=service.facts.addresses,
+            )
+            for service in services
+        )
+        for start in range(0, len(grants), broker.MAX_HOSTS):
+            hosts = grants[start : start + broker.MAX_HOSTS]
+            await self._tell_broker(_granting(worker, hosts))
+
+    async def _tell_broker(
+        self,
+        question: Callable[[int], broker.SupervisorRequest],
+        fds: Sequence[int] = (),
+    ) -> None:
+        """Tell the broker something, which it does at once or never.
+
+        Raises:
+            BrokerGone: it is not there; one that does not answer is ended.
+            BrokerRefused: it would not.
+        """
         if self._broker_peer is None:
             raise BrokerGone
-        grant = broker.HostGrant(
-            name=service.facts.owner,
-            namespace=service.namespace,
-            addresses=service.facts.addresses,
-        )
-        await _granted(
-            self._broker_peer.ask(
-                lambda n: broker.Grant(id=n, worker=worker, hosts=(grant,))
-            )
-        )
+        try:
+            await _granted(self._broker_peer.ask(question, fds, seconds=AT_ONCE))
+        except ChannelClosed:
+            raise BrokerGone from None
+        except NoAnswer as error:
+            log.warning("broker.ended", reason=str(error))
+            await self._broker.kill()
+            raise BrokerGone from None
 
     async def _assign(self, worker: _Worker, service: Service) -> None:
         if worker.peer is None:
@@ -375,14 +465,23 @@ class Services:
         await _done(worker.peer.ask(lambda n: engine.Assign(n, service.facts)))
 
     async def _try_assign(self, worker: _Worker, service: Service) -> None:
+        """Serve an owner that its worker has not, or not any more."""
         owner = service.facts.owner
         try:
+            # It may have failed before the broker knew, or been taken back.
+            await self._grant(worker.name, [service])
             await self._assign(worker, service)
-        except (VnsmailError, TimeoutError) as error:
+        except VnsmailError as error:
             self.problems[owner] = str(error)
             log.warning("owner.unserved", owner=owner, reason=str(error))
         else:
             self.problems.pop(owner, None)
+
+
+def _granting(
+    worker: str, hosts: tuple[broker.HostGrant, ...]
+) -> Callable[[int], broker.Grant]:
+    return lambda n: broker.Grant(id=n, worker=worker, hosts=hosts)
 
 
 async def _done(asking: Awaitable[engine.Answer]) -> None:
@@ -399,5 +498,5 @@ def _failure(answer: engine.Answer) -> str:
 
 async def _granted(asking: Awaitable[broker.SupervisorAnswer]) -> None:
     answer = await asking
-    if not isinstance(answer, broker.Done):
-        raise VnsmailError(getattr(answer, "text", "unexpected answer of the broker"))
+    if isinstance(answer, broker.Refused):
+        raise BrokerRefused(answer.kind, answer.text)

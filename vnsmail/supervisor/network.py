@@ -1,0 +1,152 @@
+"""The network of a root, brought from what it is to what it should be.
+
+Rules of this file: it decides nothing but in what order things are tried (net/plan.py
+decides). Netlink is spoken in threads, as pyroute2 blocks; a change that was begun is
+waited for, also by one who is cancelled: two at once would see each other half done.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import TypeVar
+
+from vnsmail.errors import NetworkStepFailed
+from vnsmail.log import logger
+from vnsmail.model import Context, HostName, VirtualHost
+from vnsmail.net import names
+from vnsmail.net.apply import apply
+from vnsmail.net.observe import observe
+from vnsmail.net.plan import Actual, Desired, Step, plan
+
+T = TypeVar("T")
+
+log = logger("network")
+
+
+class Network:
+    """The network of one root, as the kernel has it."""
+
+    def __init__(self, instance: str) -> None:
+        self._instance = instance
+
+    async def observe(self) -> Actual:
+        """Return the network as it is.
+
+        Raises:
+            NetworkStepFailed: the kernel does not let us look.
+        """
+        try:
+            return await _to_the_end(lambda: observe(self._instance))
+        except OSError as error:
+            detail = error.strerror or str(error)
+            raise NetworkStepFailed(
+                "look at the network", error.errno or 0, detail
+            ) from None
+
+    def steps(self, hosts: Iterable[VirtualHost], actual: Actual) -> tuple[Step, ...]:
+        """Return what has to be done so that there are these hosts and no others."""
+        return plan(Desired(tuple(hosts)), actual, self._instance)
+
+    async def apply(self, steps: Sequence[Step]) -> None:
+        """Do it.
+
+        Raises:
+            NetworkStepFailed: the kernel refused a step; those after it are not done.
+        """
+        if steps:
+            await _to_the_end(lambda: apply(steps, self._instance))
+
+    def concerned(
+        self, steps: Iterable[Step], hosts: Iterable[VirtualHost]
+    ) -> dict[HostName, list[str]]:
+        """Return what has to be done for each of these hosts, in words."""
+        holders = self._holders(hosts)
+        found: dict[HostName, list[str]] = {}
+        for step in steps:
+            name = _meant(step, holders)
+            if name is not None:
+                found.setdefault(name, []).append(step.describe())
+        return found
+
+    async def converge(
+        self, hosts: Sequence[VirtualHost], going: Sequence[VirtualHost] = ()
+    ) -> dict[HostName, str]:
+        """Bring the network to these hosts; returns who cannot be had, and why.
+
+        One whose network cannot be made stands in nobody else's way, nor does what
+        should go and cannot. What was half made for one who cannot be had goes again.
+
+        Args:
+            hosts: all there should be.
+            going: those that should not be any more, to be told which of them stay.
+        """
+        problems: dict[HostName, str] = {}
+        try:
+            await self._do_what_can_be_done(hosts, going, problems)
+            if problems:
+                good = [host for host in hosts if host.name not in problems]
+                await self._do_what_can_be_done(good, going, problems)
+        except NetworkStepFailed as error:
+            log.warning("network.unseen", reason=str(error))
+            everyone = (host.name for host in (*hosts, *going))
+            return dict.fromkeys(everyone, str(error)) | problems
+        return problems
+
+    async def _do_what_can_be_done(
+        self,
+        hosts: Sequence[VirtualHost],
+        going: Sequence[VirtualHost],
+        problems: dict[HostName, str],
+    ) -> None:
+        steps = list(self.steps(hosts, await self.observe()))
+        holders = self._holders((*going, *hosts))
+        while steps:
+            try:
+                await self.apply(steps)
+                break
+            except NetworkStepFailed as error:
+                said = [step.describe() for step in steps]
+                failed = said.index(error.step)
+                name = _meant(steps[failed], holders)
+                log.warning("network.step_failed", host=name, reason=str(error))
+                if name is not None:
+                    problems[name] = str(error)
+                steps = [
+                    step
+                    for step in steps[failed + 1 :]
+                    if name is None or _meant(step, holders) != name
+                ]
+
+    def _holders(self, hosts: Iterable[VirtualHost]) -> dict[object, HostName]:
+        return {
+            thing: host.name
+            for host in hosts
+            for thing in _things(self._instance, host)
+        }
+
+
+def _things(instance: str, host: VirtualHost) -> Iterator[object]:
+    """Give the words by which a step can name what is a host's."""
+    yield host.name
+    yield names.namespace(instance, host.name)
+    yield names.link(instance, host.name)
+    if host.context is Context.ALIAS:
+        yield from (each.address for each in host.addresses)
+
+
+def _meant(step: Step, holders: Mapping[object, HostName]) -> HostName | None:
+    """Return the host for which a step is; None if it is for none of these."""
+    words = [getattr(step, each.name) for each in fields(step)]
+    return next((holders[word] for word in words if word in holders), None)
+
+
+async def _to_the_end(function: Callable[[], T]) -> T:
+    """Run a function in a thread, and wait for its end whatever happens here."""
+    running = asyncio.ensure_future(asyncio.to_thread(function))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait({running})
+        if not running.cancelled() and (error := running.exception()):
+            log.warning("network.interrupted", reason=str(error))
+        raise
