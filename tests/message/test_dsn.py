@@ -109,7 +109,7 @@ def notice(failures, *, headers=HEADERS, sender="ann@alpha.example"):
     )
 
 
-def parsed(content: bytes):
+def parsed(content):
     return email.message_from_bytes(content, policy=email.policy.default)
 
 
