@@ -344,3 +344,64 @@ class TestReading:
 
         with pytest.raises(NotPrivileged, match="root"), open_to_read(path):
             pass
+
+
+class TestDeclare:
+    """All hosts at once, as a file has them."""
+
+    def test_new_changed_and_gone(self, directory):
+        """Afterwards there are the declared hosts, and one that is to go."""
+        add(directory, virtual_host(), "ann")
+        add(directory, virtual_host(BETA, ["10.77.0.12/24"], ["b.example"]), "bob")
+        other = virtual_host(ALPHA, ["10.77.0.21/24"], ["b.example"])
+        directory.declare([(other, ("eve", "zoe"))], [BETA])
+
+        assert (other,) == directory.hosts()
+        assert ["eve", "zoe"] == [u.local_part for u in directory.users(ALPHA)]
+        assert (BETA,) == directory.being_destroyed()
+        assert ALPHA == directory.domain_owner(HostName("b.example"))
+
+    def test_addresses_of_one_that_goes(self, directory):
+        """They are free at once, for a host of the same file."""
+        add(directory, virtual_host())
+        heir = virtual_host(BETA)
+        directory.declare([(heir, ())], [ALPHA])
+
+        assert (heir,) == directory.hosts()
+        assert () == directory.host(ALPHA).addresses
+
+    def test_two_change_places(self, directory):
+        """Each gets what the other had."""
+        one, other = virtual_host(ALPHA, ["10.0.0.1"]), virtual_host(BETA, ["10.0.0.2"])
+        add(directory, one)
+        add(directory, other)
+        one, other = virtual_host(ALPHA, ["10.0.0.2"]), virtual_host(BETA, ["10.0.0.1"])
+        directory.declare([(one, ()), (other, ())], [])
+
+        assert (one, other) == directory.hosts()
+
+    def test_all_or_nothing(self, directory):
+        """Two that claim the same are refused, and nothing is changed."""
+        add(directory, virtual_host(), "ann")
+        twice = [(virtual_host(ALPHA), ()), (virtual_host(BETA), ())]
+        with pytest.raises(StateUnusable):
+            directory.declare(twice, [])
+
+        assert (virtual_host(),) == directory.hosts()
+        assert ["ann"] == [u.local_part for u in directory.users(ALPHA)]
+
+    def test_half_made_ones_become_whole(self, directory):
+        """What was being made when it was cut off can be declared."""
+        directory.add_host(virtual_host())
+        directory.declare([(virtual_host(), ())], [])
+
+        assert ((virtual_host(),), ()) == (directory.hosts(), directory.unfinished())
+
+    def test_removing_several(self, directory):
+        """They are forgotten together; one that is forgotten already is no matter."""
+        add(directory, virtual_host(), "ann")
+        add(directory, virtual_host(BETA, ["10.0.0.2"]))
+        directory.remove_hosts([ALPHA, HostName("never.example")])
+
+        assert [BETA] == [host.name for host in directory.hosts()]
+        assert () == directory.users(ALPHA)

@@ -4,6 +4,7 @@ remember.
 
 import asyncio
 from collections import deque
+from dataclasses import replace
 
 from tests.net.kernel import Kernel
 from tests.net.networks import BR0, ETH0, LO
@@ -39,11 +40,16 @@ class World:
         monkeypatch.setattr(network, "observe", self.observe)
         monkeypatch.setattr(network, "apply", self.apply)
 
-    def observe(self, _):
+    def observe(self, instance, only=None):
         self.looks += 1
         if self.blind:
             raise PermissionError(1, "Operation not permitted")
-        return self.kernel.observe()
+        seen = self.kernel.observe()
+        if only is None:
+            return seen
+        name = names.namespace(instance, only)
+        inside = tuple(each for each in seen.namespaces if each.name == name)
+        return replace(seen, namespaces=inside)
 
     def apply(self, steps, _):
         self.applied += 1

@@ -14,7 +14,7 @@ import typer
 from typer.exceptions import TyperException
 
 from vnsmail import __version__, settings
-from vnsmail.cli import daemon, host, lab, prove, queue, send, user
+from vnsmail.cli import apply, daemon, doctor, host, lab, prove, queue, run, send, user
 from vnsmail.cli.render import complain
 from vnsmail.errors import VnsmailError
 
@@ -29,8 +29,12 @@ app = typer.Typer(
 app.command()(daemon.up)
 app.command()(daemon.down)
 app.command()(daemon.status)
+app.command()(doctor.doctor)
+app.command()(apply.apply)
+app.command()(apply.export)
 app.command()(send.send)
 app.command()(prove.prove)
+app.command("exec", context_settings=run.WORDS)(run.run)
 app.add_typer(host.app, name="host")
 app.add_typer(user.app, name="user")
 app.add_typer(queue.app, name="queue")
@@ -66,14 +70,14 @@ def root_first(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with ``--root DIR`` in front, wherever it was written.
 
     It is an option of the whole program, and people write it where they think of it.
-    Nothing behind ``--`` is touched.
+    Nothing behind ``--`` is touched, nor the words of a command that is to be run.
     """
     front: list[str] = []
     rest: list[str] = []
     waiting = list(arguments)
     while waiting:
         word = waiting.pop(0)
-        if word == "--":
+        if word == "--" or run.begins_command(rest):
             rest += [word, *waiting]
             break
         if word == "--root" and waiting:

@@ -30,10 +30,14 @@ _STYLES = {
     "pass": "bold green",
     "ok": "green",
     "fail": "bold red",
+    "wrong": "bold red",
+    "unknown": "yellow",
     "backoff": "red",
     "stopped": "red",
     "no mail": "yellow",
 }
+
+_SIGNS = {"+": "green", "-": "red", "~": "yellow", "!": "bold red", " ": "dim"}
 
 
 def as_json(value: object) -> None:
@@ -135,6 +139,19 @@ def facts(pairs: Sequence[tuple[str, object]]) -> None:
 def line(text: str) -> None:
     """Write one line of data."""
     _out.print(Text(text), soft_wrap=True)
+
+
+def change(sign: str, text: str) -> None:
+    """Write a line of a list of changes: + what comes, - what goes, ~ what changes."""
+    _out.print(Text(f"{sign} {text}", style=_SIGNS[sign]), soft_wrap=True)
+
+
+def finding(verdict: str, check: str, subject: str, text: str) -> None:
+    """Write a line that says how one thing is."""
+    shown = Text(f"{verdict:<7} ", style=_STYLES.get(verdict, ""))
+    shown.append(f"{check:<11} ", style="bold")
+    shown.append(f"{subject}: {text}", style="default")
+    _out.print(shown, soft_wrap=True)
 
 
 def remark(text: str) -> None:

@@ -12,15 +12,14 @@ the holder. Synchronous; one thread.
 """
 
 import contextlib
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 
 import apsw
 
-from vnsmail import database
+from vnsmail import database, model
 from vnsmail.errors import BadInput, NotFound, NotPrivileged, StateUnusable, Taken
 from vnsmail.model import (
     Context,
@@ -66,11 +65,6 @@ CREATE TABLE user (
 """
 
 State = Literal["creating", "active", "destroying"]
-
-# A dot-string (RFC 5321 section 4.1.2) in lower case, without the slash: a user's
-# mailbox is a folder of that name.
-_LOCAL_PART = re.compile(r"[a-z0-9!#$%&'*+=?^_`{|}~-]+(\.[a-z0-9!#$%&'*+=?^_`{|}~-]+)*")
-_LOCAL_PART_OCTETS = 64  # RFC 5321 section 4.5.3.1.1
 
 
 @contextlib.contextmanager
@@ -261,25 +255,36 @@ class Directory(DirectoryReader):
         """
         with self._change():
             self.check_free(host)
-            execute = self._connection.execute
-            execute(
-                "INSERT INTO host VALUES (?, 'creating', ?, ?, ?)",
-                (host.name, host.context, host.link, host.uplink),
-            )
-            for position, each in enumerate(host.addresses):
-                execute(
-                    "INSERT INTO address VALUES (?, ?, ?, ?)",
-                    (str(each.address), each.prefix_length, host.name, position),
-                )
-            for position, domain in enumerate(host.domains):
-                execute(
-                    "INSERT INTO domain VALUES (?, ?, ?)", (domain, host.name, position)
-                )
-            for position, gateway in enumerate(host.gateways):
-                execute(
-                    "INSERT INTO gateway VALUES (?, ?, ?)",
-                    (str(gateway), host.name, position),
-                )
+            self._insert(host, "creating")
+
+    def declare(
+        self,
+        hosts: Iterable[tuple[VirtualHost, tuple[str, ...]]],
+        going: Iterable[HostName],
+    ) -> None:
+        """Write down hosts as they should be, with their users, and those to go.
+
+        All of it or nothing, in one transaction. The hosts are active from here on,
+        whatever they were before. One that goes gives up its addresses and domains at
+        once, so that another can have them; its name stays until it is removed.
+
+        Raises:
+            StateUnusable: two of them have the same address or domain.
+        """
+        listed = tuple(hosts)
+        execute = self._connection.execute
+        with self._change():
+            for name in going:
+                execute("UPDATE host SET state = 'destroying' WHERE name = ?", (name,))
+                for table in ("address", "gateway", "domain", "user"):
+                    execute(f"DELETE FROM {table} WHERE host = ?", (name,))  # noqa: S608  words of ours
+            # All that change go before one comes: they may have changed places.
+            for host, _ in listed:
+                execute("DELETE FROM host WHERE name = ?", (host.name,))
+            for host, users in listed:
+                self._insert(host, "active")
+                for local_part in users:
+                    execute("INSERT INTO user VALUES (?, ?)", (host.name, local_part))
 
     def activate(self, name: HostName) -> None:
         """Write down that a host is made.
@@ -308,6 +313,12 @@ class Directory(DirectoryReader):
             if not self._connection.changes():
                 raise _no_host(name)
 
+    def remove_hosts(self, names: Iterable[HostName]) -> None:
+        """Forget hosts whose networks and files are gone, in one transaction."""
+        with self._change():
+            for name in names:
+                self._connection.execute("DELETE FROM host WHERE name = ?", (name,))
+
     def add_user(self, user: User) -> None:
         """Write down a user of an active host.
 
@@ -316,17 +327,7 @@ class Directory(DirectoryReader):
             NotFound: there is no such host.
             Taken: the host has this user.
         """
-        local_part = user.local_part
-        if (
-            not _LOCAL_PART.fullmatch(local_part)
-            or len(local_part) > _LOCAL_PART_OCTETS
-        ):
-            raise BadInput(
-                "user",
-                local_part,
-                "before the @, use up to 64 of a-z, 0-9 and !#$%&'*+=?^_`{|}~- with "
-                "single dots between them",
-            )
+        local_part = model.local_part(user.local_part)
         address = f"{local_part}@{user.host}"
         with self._change():
             if self._state(user.host) != "active":
@@ -351,6 +352,27 @@ class Directory(DirectoryReader):
             if not self._connection.changes():
                 address = f"{user.local_part}@{user.host}"
                 raise NotFound("user", address, "see `vnsmail user list`")
+
+    def _insert(self, host: VirtualHost, state: State) -> None:
+        execute = self._connection.execute
+        execute(
+            "INSERT INTO host VALUES (?, ?, ?, ?, ?)",
+            (host.name, state, host.context, host.link, host.uplink),
+        )
+        for position, each in enumerate(host.addresses):
+            execute(
+                "INSERT INTO address VALUES (?, ?, ?, ?)",
+                (str(each.address), each.prefix_length, host.name, position),
+            )
+        for position, domain in enumerate(host.domains):
+            execute(
+                "INSERT INTO domain VALUES (?, ?, ?)", (domain, host.name, position)
+            )
+        for position, gateway in enumerate(host.gateways):
+            execute(
+                "INSERT INTO gateway VALUES (?, ?, ?)",
+                (str(gateway), host.name, position),
+            )
 
     def _move(self, name: HostName, to: State, *origins: State) -> None:
         with self._change():

@@ -129,6 +129,16 @@ class Resolver:
         found = (ipaddress.ip_address(record.address) for record in answer.rrset or ())
         return tuple(a for a in found if not (a.is_unspecified or a.is_multicast))
 
+    async def reverse_names(self, address: IPAddress) -> tuple[str, ...]:
+        """Return what an address is called, true or not; none if it has no name.
+
+        Raises:
+            ResolveError: the pointer does not exist, or nobody can say now.
+        """
+        pointer = dns.reversename.from_address(str(address)).to_text()
+        answer = await self._ask(pointer, "PTR")
+        return tuple(_text(record.target) for record in answer.rrset or ())
+
     async def verified_reverse_name(self, address: IPAddress) -> str | None:
         """Return the name of an address if the name has that address too.
 
@@ -136,11 +146,9 @@ class Resolver:
         courtesy in a trace header, and no reason to keep a client waiting.
         """
         try:
-            pointer = dns.reversename.from_address(str(address)).to_text()
-            answer = await self._ask(pointer, "PTR")
+            names = await self.reverse_names(address)
         except ResolveError:
             return None
-        names = [_text(record.target) for record in answer.rrset or ()]
         for name in names[:MAX_REVERSE_NAMES]:
             if not _HOST_NAME.fullmatch(name):
                 continue

@@ -99,7 +99,7 @@ class Hosts:
             VnsmailError: it cannot be served (port in use); all is as before.
         """
         async with self._changing:
-            actual = await self._network.observe()
+            actual = await self._network.observe(host_name(request.name))
             host = self._resolved(request, actual)
             existing = {h.name: h for h in self._directory.hosts()}
             if existing.get(host.name) == host:
@@ -112,7 +112,8 @@ class Hosts:
                     "or destroy it first",
                 )
             self._directory.check_free(host)
-            steps = self._network.steps([*existing.values(), host], actual)
+            wanted = [*existing.values(), host]
+            steps = self._network.steps(wanted, actual, host.name)
             described = tuple(step.describe() for step in steps)
             if request.dry_run:
                 return control.Planned(described, changed=False)
@@ -138,9 +139,9 @@ class Hosts:
         async with self._changing:
             host = self._directory.host(host_name(request.name))
             existing = self._directory.hosts()
-            actual = await self._network.observe()
+            actual = await self._network.observe(host.name)
             rest = [each for each in existing if each.name != host.name]
-            steps = self._network.steps(rest, actual)
+            steps = self._network.steps(rest, actual, host.name)
             described = tuple(step.describe() for step in steps)
             if request.dry_run:
                 return control.Planned(described, changed=False)
@@ -231,8 +232,8 @@ class Hosts:
     async def _remove(self, name: HostName) -> None:
         """Remove what nobody serves any more: network, files, and the name at last."""
         hosts = [each for each in self._directory.hosts() if each.name != name]
-        actual = await self._network.observe()
-        await self._network.apply(self._network.steps(hosts, actual))
+        actual = await self._network.observe(name)
+        await self._network.apply(self._network.steps(hosts, actual, name))
         await asyncio.to_thread(remove_owner, self._layout, Owner(name))
         self._directory.remove_host(name)
         self.broken.pop(name, None)

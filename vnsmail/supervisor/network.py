@@ -29,23 +29,35 @@ class Network:
     def __init__(self, instance: str) -> None:
         self._instance = instance
 
-    async def observe(self) -> Actual:
+    async def observe(self, only: HostName | None = None) -> Actual:
         """Return the network as it is.
+
+        Args:
+            only: look into no other host's namespace: with a thousand hosts that is
+                what takes its time. Plan then for this host only.
 
         Raises:
             NetworkStepFailed: the kernel does not let us look.
         """
         try:
-            return await _to_the_end(lambda: observe(self._instance))
+            return await _to_the_end(lambda: observe(self._instance, only))
         except OSError as error:
             detail = error.strerror or str(error)
             raise NetworkStepFailed(
                 "look at the network", error.errno or 0, detail
             ) from None
 
-    def steps(self, hosts: Iterable[VirtualHost], actual: Actual) -> tuple[Step, ...]:
-        """Return what has to be done so that there are these hosts and no others."""
-        return plan(Desired(tuple(hosts)), actual, self._instance)
+    def steps(
+        self,
+        hosts: Iterable[VirtualHost],
+        actual: Actual,
+        only: HostName | None = None,
+    ) -> tuple[Step, ...]:
+        """Return what has to be done so that there are these hosts and no others.
+
+        With ``only``, what has to be done for that host, which may be one that goes.
+        """
+        return plan(Desired(tuple(hosts)), actual, self._instance, only)
 
     async def apply(self, steps: Sequence[Step]) -> None:
         """Do it.
