@@ -21,9 +21,8 @@ from integration.net_machine import (
     steps_to,
 )
 from vnsmail.net import apply as module
-from vnsmail.net import namespaces
+from vnsmail.net import namespaces, netlink, sysctl
 from vnsmail.net.apply import apply
-from vnsmail.net.observe import open_kernel
 
 # ruff: noqa: SLF001  dying in the middle of things needs to know their inside
 pytestmark = pytest.mark.root
@@ -133,24 +132,17 @@ def die_after(calls):
         def __getattr__(self, name):
             return counted(os.open) if name == "open" else getattr(os, name)
 
-    class Kernel:
-        def __init__(self):
-            self.real = open_kernel()
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.real.close()
-
-        def __getattr__(self, name):
-            return counted(getattr(self.real, name))
+    class Kernel(netlink.Kernel):
+        def change(self, requests):
+            # One by one: the kernel may be stopped between two messages of a send.
+            one = counted(super().change)
+            return [answer for request in requests for answer in one([request])]
 
     patch = pytest.MonkeyPatch()
     patch.setattr(namespaces, "_libc", Libc)
     patch.setattr(namespaces, "os", Posix())
-    patch.setattr(module, "_write_sysctl", counted(module._write_sysctl))
-    patch.setattr(module, "open_kernel", Kernel)
+    patch.setattr(sysctl, "write", counted(sysctl.write))
+    patch.setattr(module, "Kernel", Kernel)
 
 
 @alone()

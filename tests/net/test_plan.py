@@ -344,3 +344,31 @@ def _as_desired(desired, actual):
         assert ours[name].master == wanted.link
         assert ours[name].up
     return True
+
+
+class TestOnly:
+    @given(hosts(), states(), st.data())
+    def test_one_host(self, desired, actual, data):
+        """A plan for one host does for it what a whole plan does, and nothing else."""
+        if not desired:
+            return
+        wanted = data.draw(st.sampled_from(desired))
+        inside = names.namespace(INSTANCE, wanted.name)
+        seen = replace(
+            actual, namespaces=tuple(n for n in actual.namespaces if n.name == inside)
+        )
+        others = tuple(h for h in desired if h != wanted)
+        kernel = Kernel(actual)
+        for step in plan(Desired(desired), seen, INSTANCE, wanted.name):
+            kernel.perform(step)
+        after = kernel.observe()
+
+        assert () == plan(Desired(desired), after, INSTANCE, wanted.name)
+        kept = {n for n in actual.namespaces if n.name != inside}
+        assert kept <= set(after.namespaces)
+        for step in plan(Desired(others), after, INSTANCE, wanted.name):
+            kernel.perform(step)
+        assert kept <= set(kernel.observe().namespaces)
+        assert inside not in {n.name for n in kernel.observe().namespaces}
+        port = names.link(INSTANCE, wanted.name)
+        assert port not in {link.name for link in kernel.observe().links}

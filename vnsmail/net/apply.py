@@ -1,56 +1,45 @@
 """Performs the steps of a network plan. PRIVILEGED.
 
-Rules of this file: one small function a step; what is already as the step wants it is
-not an error, so a plan can be applied twice, or again after it was cut off; what bears
-the name of a thing of ours but not its mark is never touched; no thread of the caller
-changes its namespace.
+Rules of this file: what is already as the step wants it is not an error, so a plan can
+be applied twice, or again after it was cut off; what bears the name of a thing of ours
+but not its mark is never touched; no thread of the caller changes its namespace. Steps
+for one place go to the kernel together, but never what takes away with what gives: an
+address is not added while it may still be somewhere else.
 """
 
 import contextlib
 import errno
 import itertools
 import os
-import socket
+import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeAlias
-
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
+from typing import Any, Self, TypeAlias
 
 from vnsmail.errors import NetworkStepFailed
-from vnsmail.model import IPAddress, Uplink
-from vnsmail.net import names, namespaces
-from vnsmail.net.facts import NO_GATEWAY
-from vnsmail.net.observe import open_kernel
+from vnsmail.net import messages, names, namespaces, requests, sysctl
+from vnsmail.net.announce import announce
+from vnsmail.net.netlink import Kernel
+from vnsmail.net.requests import NO_DEVICE, REQUESTS
 from vnsmail.net.steps import (
-    AddAddress,
     AddAlias,
     Connect,
-    JoinBridge,
     MakeNamespace,
     RemoveAddress,
     RemoveAlias,
     RemoveGateway,
     RemoveLink,
     RemoveNamespace,
-    SetGateway,
-    SetMtu,
     SetPortUp,
-    SetUp,
     Step,
 )
 
-# Numbers of linux/if_addr.h, linux/rtnetlink.h.
-_NODAD = 0x02
-_NOPREFIXROUTE = 0x200
-_SCOPE_HOST = 254
-_ONLINK = 4
-_FOREVER = 0xFFFFFFFF
-_LABEL_LIMIT = 15  # bytes; IFNAMSIZ is 16 with the final NUL
+REMOVERS = 48
+"""Links removed at a time. The kernel waits some 20 ms for each (rcu_barrier), and no
+longer for many."""
 
-_SYSCTL = Path("/proc/sys/net")
+CARRIER_LOOKS, CARRIER_PAUSE = 50, 0.002
+"""How often, and with what pause in seconds, it is asked whether a link is ready."""
 
 INSIDE = {
     # A host has the addresses it was given, and no others.
@@ -58,6 +47,7 @@ INSIDE = {
     "ipv6/conf/default/autoconf": "0",
     # Neighbours learn at once where an address is now that was elsewhere before.
     "ipv4/conf/default/arp_notify": "1",
+    "ipv6/conf/default/ndisc_notify": "1",
     # Else the kernel removes all addresses of a network with the first one of it.
     "ipv4/conf/all/promote_secondaries": "1",
     # A host is no router. The kernel copies this from the machine, which may be one.
@@ -70,329 +60,302 @@ def apply(steps: Iterable[Step], instance: str) -> None:
     """Perform steps in their order.
 
     Raises:
-        NetworkStepFailed: the kernel refused one; those after it were not tried.
+        NetworkStepFailed: the kernel refused one; of those after it, some for the same
+            place may have been performed.
     """
-    for where, group in itertools.groupby(steps, key=lambda step: step.namespace):
-        batch = list(group)
-        if not where:
-            _perform_all(batch, instance)
-            continue
-        try:
-            namespaces.inside(where, partial(_perform_all, batch, instance))
-        except FileNotFoundError:
-            for step in batch:
-                if not isinstance(step, _GONE_WITH_NAMESPACE):
-                    detail = f"there is no namespace {where}"
-                    raise _failed(step, errno.ENOENT, detail) from None
+    todo = list(steps)
+    if not todo:
+        return
+    with namespaces.Visitor() as visitor:
+        visitor.perform(lambda place: _perform(place, todo, instance))
 
 
-_GONE_WITH_NAMESPACE = (RemoveLink, RemoveAddress, RemoveGateway)
-
-
-def _perform_all(steps: Sequence[Step], instance: str) -> None:
-    """Perform steps in the namespace of the calling thread."""
-    with open_kernel() as kernel:
-        for step in steps:
-            perform, done = _PERFORM[type(step)]
-            try:
-                perform(step, kernel, instance)
-            except NetlinkError as error:
-                if error.code not in done:
-                    raise _failed(step, error.code, str(error.args[-1])) from None
-            except OSError as error:
-                number = error.errno or errno.EIO
-                if number not in done:
-                    raise _failed(step, number, error.strerror or "") from None
+def _perform(place: namespaces.Place, steps: Sequence[Step], instance: str) -> None:
+    with Performer(place, instance) as performer:
+        for (where, way), group in itertools.groupby(steps, key=_way):
+            way(performer, where, list(group))
+        performer.tell_neighbours()
 
 
 def _failed(step: Step, number: int, detail: str) -> NetworkStepFailed:
     return NetworkStepFailed(step.describe(), number, detail)
 
 
-# Namespaces ------------------------------------------------------------------------
+class Performer:
+    """A thread that goes about and does things, with a socket where it is."""
 
+    def __init__(self, place: namespaces.Place, instance: str) -> None:
+        self._place = place
+        self._instance = instance
+        self._mark = names.mark(instance)
+        self._machine = Kernel()
+        self._inside: tuple[str, Kernel] | None = None
+        self._changed: dict[str, None] = {}
 
-def _make_namespace(step: MakeNamespace, _: IPRoute, instance: str) -> None:
-    def prepare() -> None:
-        for name, value in INSIDE.items():
-            _write_sysctl(name, value)
-        with open_kernel() as kernel:
-            kernel.link(
-                "set",
-                index=socket.if_nametoindex("lo"),
-                state="up",
-                group=names.mark(instance),
-                ifalias=names.remark(instance, step.host),
-            )
+    def __enter__(self) -> Self:
+        return self
 
-    if namespaces.make(step.name, prepare):
-        return
-    if not namespaces.inside(step.name, lambda: _is_ours("lo", instance)):
-        raise _foreign("namespace")
+    def __exit__(self, *_: object) -> None:
+        self._machine.close()
+        self._leave()
 
+    # Many at once ----------------------------------------------------------------
 
-def _remove_namespace(step: RemoveNamespace, _: IPRoute, instance: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        if not namespaces.inside(step.name, lambda: _is_ours("lo", instance)):
-            raise _foreign("namespace")
-    namespaces.remove(step.name)
-
-
-# Links -----------------------------------------------------------------------------
-
-
-def _connect(step: Connect, kernel: IPRoute, instance: str) -> None:
-    fd = namespaces.open_namespace(step.into)
-    try:
+    def change(self, where: str, steps: Sequence[Step]) -> None:
+        """Perform steps of one place that are a message each."""
         try:
-            _add_link(step, kernel, instance, fd)
-        except NetlinkError as error:
-            if error.code != errno.EEXIST:
-                raise
-            if namespaces.inside(step.into, lambda: _exists(names.INSIDE_LINK)):
+            kernel = self._kernel(where)
+        except FileNotFoundError:
+            detail = f"there is no namespace {where}"
+            for step in steps:
+                if not isinstance(step, _GONE_WITH_NAMESPACE):
+                    raise _failed(step, errno.ENOENT, detail) from None
+            return
+        asked: list[tuple[Step, bytes]] = []
+        problem: NetworkStepFailed | None = None
+        for step in steps:
+            request, done = REQUESTS[type(step)]
+            try:
+                asked.append((step, request(step, kernel.index, self._mark)))
+            except OSError as error:
+                number = error.errno or errno.EIO
+                if number not in done:
+                    problem = _failed(step, number, error.strerror or "")
+                    break
+        self._send(asked, kernel)
+        if problem is not None:
+            raise problem
+        if where:
+            self._changed[where] = None
+        elif arrived := [(s.link, s.address) for s in steps if isinstance(s, AddAlias)]:
+            self._place.go("")
+            announce(arrived)
+
+    def _send(self, asked: Sequence[tuple[Step, bytes]], kernel: Kernel) -> None:
+        answers = kernel.change([request for _, request in asked])
+        for (step, _), refusal in zip(asked, answers, strict=True):
+            if refusal is None or refusal.errno in REQUESTS[type(step)][1]:
+                continue
+            if isinstance(step, AddAlias) and refusal.errno == errno.EEXIST:
+                if _has_alias(step, kernel, self._mark):
+                    continue
+                refused = _foreign("address")
+                raise _failed(step, errno.EEXIST, refused.strerror or "")
+            raise _failed(step, refusal.errno, refusal.reason)
+
+    def remove_links(self, _: str, steps: Sequence[Step]) -> None:
+        """Remove links, many at a time: nearly all of it is waiting."""
+        if len(steps) == 1:
+            self.remove_link(steps[0])
+            return
+        # Threads begin where the one is that starts them.
+        self._place.go("")
+        count = min(REMOVERS, len(steps))
+        parts = [self._remover(steps[number::count]) for number in range(count)]
+        for problem in namespaces.go_about(parts):
+            if problem is not None:
+                raise problem
+
+    def _remover(
+        self, steps: Sequence[Step]
+    ) -> Callable[[namespaces.Place], NetworkStepFailed | None]:
+        def remove(place: namespaces.Place) -> NetworkStepFailed | None:
+            problem = None
+            with Performer(place, self._instance) as performer:
+                for step in steps:
+                    try:
+                        performer.remove_link(step)
+                    except NetworkStepFailed as error:
+                        problem = problem or error
+            return problem
+
+        return remove
+
+    # One at a time ---------------------------------------------------------------
+
+    def act(self, _: str, steps: Sequence[Step]) -> None:
+        """Perform steps that are more than a message."""
+        for step in steps:
+            _guarded(step, set(), partial(_ACTIONS[type(step)], self, step))
+
+    def remove_link(self, step: Step) -> None:
+        if isinstance(step, RemoveLink):
+            _guarded(step, NO_DEVICE, partial(self._remove_link, step))
+
+    def make_namespace(self, step: MakeNamespace) -> None:
+        def prepare() -> None:
+            for name, value in INSIDE.items():
+                sysctl.write(name, value)
+            self._inside = (step.name, Kernel())
+            remark = names.remark(self._instance, step.host)
+            self._inside[1].do(requests.loopback_up(self._mark, remark))
+
+        self._leave()
+        # The kernel gives the new namespace some settings of the one it is made in.
+        self._place.go("")
+        try:
+            if self._place.make(step.name, prepare):
                 return
-            # What is left of an earlier namespace of this name, not yet cleared away.
-            _remove_port(step.port, kernel, instance)
-            _add_link(step, kernel, instance, fd)
-    finally:
-        os.close(fd)
-
-
-def _add_link(step: Connect, kernel: IPRoute, instance: str, fd: int) -> None:
-    """Make the link where it belongs from the start, so that nothing has to move."""
-    mark = names.mark(instance)
-    index = _index(step.link)
-    if step.uplink is Uplink.BRIDGE:
-        kernel.link(
-            "add",
-            kind="veth",
-            ifname=step.port,
-            group=mark,
-            master=index,
-            mtu=step.mtu,
-            address=names.port_address(step.link),
-            peer={"ifname": names.INSIDE_LINK, "mtu": step.mtu, "net_ns_fd": fd},
-        )
-    else:
-        kernel.link(
-            "add",
-            kind="macvlan",
-            ifname=names.INSIDE_LINK,
-            group=mark,
-            link=index,
-            macvlan_mode="bridge",
-            net_ns_fd=fd,
-        )
-
-
-def _join_bridge(step: JoinBridge, kernel: IPRoute, _: str) -> None:
-    kernel.link("set", index=_index(step.port), master=_index(step.bridge))
-
-
-def _remove_link(step: RemoveLink, kernel: IPRoute, instance: str) -> None:
-    if step.namespace:
-        kernel.link("del", index=_index(step.link))
-    else:
-        _remove_port(step.link, kernel, instance)
-
-
-def _remove_port(name: str, kernel: IPRoute, instance: str) -> None:
-    if not _is_ours(name, instance):
-        raise _foreign("link")
-    kernel.link("del", index=_index(name))
-
-
-def _set_mtu(step: SetMtu, kernel: IPRoute, _: str) -> None:
-    kernel.link("set", index=_index(step.link), mtu=step.mtu)
-
-
-def _set_up(step: SetUp, kernel: IPRoute, _: str) -> None:
-    kernel.link("set", index=_index(step.link), state="up")
-
-
-def _set_port_up(step: SetPortUp, kernel: IPRoute, instance: str) -> None:
-    # A port needs no address; with one it would speak to the host behind it.
-    _write_sysctl(f"ipv6/conf/{step.port}/disable_ipv6", "1")
-    remark = names.remark(instance, step.host)
-    kernel.link("set", index=_index(step.port), state="up", ifalias=remark)
-
-
-# Addresses and routes --------------------------------------------------------------
-
-
-def _add_address(step: AddAddress, kernel: IPRoute, _: str) -> None:
-    address, length = step.address.address, step.address.prefix_length
-    # Without NODAD an IPv6 address cannot be bound while the kernel asks the network
-    # whether somebody has it (RFC 4862 section 5.4), and mail would wait a second or
-    # two, or for ever if the link is not connected. The directory says whose it is.
-    flags = {"flags": _NODAD} if address.version == 6 else {}
-    kernel.addr(
-        "add",
-        index=_index(names.INSIDE_LINK),
-        address=str(address),
-        prefixlen=length,
-        **flags,
-    )
-
-
-def _remove_address(step: RemoveAddress, kernel: IPRoute, _: str) -> None:
-    kernel.addr(
-        "del",
-        index=_index(names.INSIDE_LINK),
-        address=str(step.address.address),
-        prefixlen=step.address.prefix_length,
-    )
-
-
-def _set_gateway(step: SetGateway, kernel: IPRoute, _: str) -> None:
-    flags = {"flags": _ONLINK} if step.on_link else {}
-    kernel.route(
-        "replace",
-        dst="default",
-        family=_family(step.gateway),
-        gateway=str(step.gateway),
-        oif=_index(names.INSIDE_LINK),
-        **flags,
-    )
-
-
-def _remove_gateway(step: RemoveGateway, kernel: IPRoute, _: str) -> None:
-    gateway = {} if step.gateway in NO_GATEWAY else {"gateway": str(step.gateway)}
-    kernel.route(
-        "del",
-        dst="default",
-        family=_family(step.gateway),
-        oif=_index(names.INSIDE_LINK),
-        **gateway,
-    )
-
-
-def _add_alias(step: AddAlias, kernel: IPRoute, instance: str) -> None:
-    """Add an address that is used by who binds it and by nobody else.
-
-    The machine's own sockets must never get it, whatever happens to the machine's own
-    addresses. So it is never a choice for the kernel: IPv4 has scope host, which no
-    route to another machine accepts, and the whole address as its network, so that it
-    is neither primary nor secondary to another; IPv6 is deprecated from the start,
-    which loses against any other address (RFC 6724 section 5, rule 3).
-    """
-    index, address = _index(step.link), str(step.address)
-    mark = names.mark(instance)
-    try:
-        if step.address.version == 4:
-            kernel.addr(
-                "add",
-                index=index,
-                family=socket.AF_INET,
-                local=address,
-                address=address,
-                prefixlen=32,
-                scope=_SCOPE_HOST,
-                rt_priority=mark,
-                **_label(step.link),
-            )
-        else:
-            kernel.addr(
-                "add",
-                index=index,
-                family=socket.AF_INET6,
-                address=address,
-                prefixlen=128,
-                flags=_NODAD | _NOPREFIXROUTE,
-                preferred=0,
-                valid=_FOREVER,
-                rt_priority=mark,
-            )
-    except NetlinkError as error:
-        if error.code != errno.EEXIST:
+        except BaseException:
+            self._leave()
             raise
-        family = _family(step.address)
-        if not any(
-            message.get("IFA_ADDRESS") == address
-            and message.get("IFA_RT_PRIORITY") == mark
-            for message in kernel.get_addr(index=index, family=family)
-        ):
-            raise _foreign("address") from None
+        if not self._is_ours("lo", self._kernel(step.name)):
+            raise _foreign("namespace")
+
+    def remove_namespace(self, step: RemoveNamespace) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            if not self._is_ours("lo", self._kernel(step.name)):
+                raise _foreign("namespace")
+        self._leave()
+        self._place.go("")
+        namespaces.remove(step.name)
+
+    def connect(self, step: Connect) -> None:
+        fd = namespaces.open_namespace(step.into)
+        try:
+            request = requests.connect(step, self._machine.index, self._mark, fd)
+            try:
+                self._machine.do(request)
+            except OSError as error:
+                if error.errno != errno.EEXIST:
+                    raise
+                if _exists(names.INSIDE_LINK, self._kernel(step.into)):
+                    return
+                # What is left of an earlier namespace of this name, not yet cleared.
+                self._remove_port(step.port)
+                self._machine.do(request)
+        finally:
+            os.close(fd)
+
+    def set_port_up(self, step: SetPortUp) -> None:
+        # A port needs no address; with one it would speak to the host behind it.
+        self._place.go("")
+        sysctl.write(f"ipv6/conf/{step.port}/disable_ipv6", "1")
+        remark = names.remark(self._instance, step.host)
+        self._machine.do(requests.port_up(step.port, remark))
+
+    def tell_neighbours(self) -> None:
+        """Make the namespaces that were changed announce their addresses.
+
+        The kernel does so when a link comes up, which is too early: a bridge takes
+        nothing from a new port before it has heard of its carrier, a moment later. It
+        does so too when a link is given a hardware address, be it the one it has.
+        """
+        for where in self._changed:
+            with contextlib.suppress(OSError):
+                kernel = self._kernel(where)
+                index = kernel.index(names.INSIDE_LINK)
+                _, _, facts = messages.link_facts(kernel.ask(requests.question(index)))
+                self._wait_for(messages.number_in(facts, messages.BELOW))
+                hardware = bytes(facts[messages.HARDWARE])
+                kernel.do(requests.announce(index, hardware))
+
+    def _wait_for(self, index: int) -> None:
+        """Wait until a link of the machine carries packets, if that is soon."""
+        for _ in range(CARRIER_LOOKS):
+            answer = self._machine.ask(requests.question(index))
+            _, _, facts = messages.link_facts(answer)
+            if bytes(facts[messages.OPERATES]) in messages.READY:
+                return
+            time.sleep(CARRIER_PAUSE)
+
+    # Within ----------------------------------------------------------------------
+
+    def _kernel(self, where: str) -> Kernel:
+        """Go somewhere; return the socket there."""
+        if not where:
+            return self._machine
+        if self._inside is None or self._inside[0] != where:
+            self._leave()
+            self._place.go(where)
+            self._inside = (where, Kernel())
+        return self._inside[1]
+
+    def _leave(self) -> None:
+        if self._inside is not None:
+            self._inside[1].close()
+            self._inside = None
+
+    def _remove_link(self, step: RemoveLink) -> None:
+        if not step.namespace:
+            self._remove_port(step.link)
+            return
+        with contextlib.suppress(FileNotFoundError):
+            kernel = self._kernel(step.namespace)
+            kernel.do(requests.remove_link(kernel.index(step.link)))
+
+    def _remove_port(self, name: str) -> None:
+        if not self._is_ours(name, self._machine):
+            raise _foreign("link")
+        self._machine.do(requests.remove_link(self._machine.index(name)))
+
+    def _is_ours(self, link: str, kernel: Kernel) -> bool:
+        answer = kernel.ask(requests.question(kernel.index(link)))
+        _, _, facts = messages.link_facts(answer)
+        return messages.number_in(facts, messages.GROUP) == self._mark
 
 
-def _label(link: str) -> dict[str, str]:
-    """Return what keeps a legacy question for the link's address from finding an alias.
-
-    SIOCGIFADDR (netdevice(7)) returns the first address whose label is the link's
-    name, and addresses of scope host come first.
-    """
-    label = f"{link}:vns"
-    return {"label": label} if len(label) <= _LABEL_LIMIT else {}
-
-
-def _remove_alias(step: RemoveAlias, kernel: IPRoute, _: str) -> None:
-    address = str(step.address)
-    kernel.addr(
-        "del",
-        index=_index(step.link),
-        family=_family(step.address),
-        local=address,
-        address=address,
-        prefixlen=step.address.max_prefixlen,
-    )
-
-
-# The table -------------------------------------------------------------------------
-
-_Perform: TypeAlias = Callable[[Any, IPRoute, str], None]
-
-_NO_DEVICE = {errno.ENODEV, errno.ENXIO}
-
-_PERFORM: dict[type[Step], tuple[_Perform, set[int]]] = {
-    MakeNamespace: (_make_namespace, set()),
-    RemoveNamespace: (_remove_namespace, set()),
-    Connect: (_connect, set()),
-    JoinBridge: (_join_bridge, set()),
-    RemoveLink: (_remove_link, _NO_DEVICE),
-    SetMtu: (_set_mtu, set()),
-    SetUp: (_set_up, set()),
-    SetPortUp: (_set_port_up, set()),
-    AddAddress: (_add_address, {errno.EEXIST}),
-    RemoveAddress: (_remove_address, _NO_DEVICE | {errno.EADDRNOTAVAIL}),
-    SetGateway: (_set_gateway, {errno.EEXIST}),
-    RemoveGateway: (_remove_gateway, _NO_DEVICE | {errno.ESRCH}),
-    AddAlias: (_add_alias, set()),
-    RemoveAlias: (_remove_alias, _NO_DEVICE | {errno.EADDRNOTAVAIL}),
-}
-"""How each step is performed, and the errors that say it is as wanted already."""
-
-
-# Within ----------------------------------------------------------------------------
-
-
-def _index(link: str) -> int:
-    """Return the index of a link in the namespace of the calling thread."""
+def _guarded(step: Step, done: set[int], function: Callable[[], None]) -> None:
     try:
-        return socket.if_nametoindex(link)
+        function()
+    except OSError as error:
+        number = error.errno or errno.EIO
+        if number not in done:
+            raise _failed(step, number, error.strerror or "") from None
+
+
+def _has_alias(step: AddAlias, kernel: Kernel, mark: int) -> bool:
+    """Return whether an address that is there is our alias."""
+    index = kernel.index(step.link)
+    for message in kernel.dump(messages.GET_ADDRESS, bytes(8)):
+        _, _, where, facts = messages.address_facts(message)
+        if where == index and bytes(facts[messages.FAR]) == step.address.packed:
+            return messages.number_in(facts, messages.METRIC) == mark
+    return False
+
+
+def _exists(link: str, kernel: Kernel) -> bool:
+    try:
+        kernel.index(link)
     except OSError:
-        raise OSError(errno.ENODEV, f"there is no link {link}") from None
-
-
-def _exists(link: str) -> bool:
-    return any(name == link for _, name in socket.if_nameindex())
-
-
-def _is_ours(link: str, instance: str) -> bool:
-    """Return whether a link in the namespace of the calling thread has our mark."""
-    with open_kernel() as kernel:
-        (message,) = kernel.link("get", index=_index(link))
-    return bool(message.get("group") == names.mark(instance))
+        return False
+    return True
 
 
 def _foreign(what: str) -> OSError:
     return OSError(errno.EEXIST, f"a {what} of that name is there and is not ours")
 
 
-def _family(address: IPAddress) -> socket.AddressFamily:
-    return socket.AF_INET if address.version == 4 else socket.AF_INET6
+# The tables ------------------------------------------------------------------------
+
+_Action: TypeAlias = Callable[[Performer, Any], None]
+_Way: TypeAlias = Callable[[Performer, str, Sequence[Step]], None]
+
+_ACTIONS: dict[type[Step], _Action] = {
+    MakeNamespace: Performer.make_namespace,
+    RemoveNamespace: Performer.remove_namespace,
+    Connect: Performer.connect,
+    SetPortUp: Performer.set_port_up,
+}
+"""How a step is performed that is more than a message."""
+
+_GONE_WITH_NAMESPACE = (RemoveAddress, RemoveGateway)
+_TAKES_AWAY = (RemoveAddress, RemoveAlias, RemoveGateway)
 
 
-def _write_sysctl(name: str, value: str) -> None:
-    # A kernel without IPv6 has no settings for it.
-    with contextlib.suppress(FileNotFoundError):
-        (_SYSCTL / name).write_text(value)
+def _take_away(performer: Performer, where: str, steps: Sequence[Step]) -> None:
+    performer.change(where, steps)
+
+
+def _give(performer: Performer, where: str, steps: Sequence[Step]) -> None:
+    performer.change(where, steps)
+
+
+def _way(step: Step) -> tuple[str, _Way]:
+    """Return where a step is performed, and how, alike for what goes together."""
+    if isinstance(step, RemoveLink):
+        return "", Performer.remove_links
+    if type(step) in _ACTIONS:
+        return "", Performer.act
+    way = _take_away if isinstance(step, _TAKES_AWAY) else _give
+    return step.namespace, way

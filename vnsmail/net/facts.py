@@ -16,6 +16,13 @@ NO_GATEWAY = (ipaddress.IPv4Address(0), ipaddress.IPv6Address(0))
 """Stands in for the gateway of a default route that goes straight to a link."""
 
 
+def network_of(first: IPAddress, prefix_length: int) -> Network:
+    """Return the network that begins with an address."""
+    if first.version == 4:
+        return ipaddress.IPv4Network((first, prefix_length))
+    return ipaddress.IPv6Network((first, prefix_length))
+
+
 @dataclass(frozen=True, slots=True)
 class Link:
     """A network device, of the machine or inside a namespace."""

@@ -20,7 +20,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self, TypeVar
@@ -134,6 +134,20 @@ class Visitor:
             _move(self._home)
         return found
 
+    def perform(self, function: Callable[["Place"], Result]) -> Result:
+        """Return what a function returns that goes from namespace to namespace.
+
+        Raises:
+            Exception: whatever the function raises.
+        """
+        return self._thread.submit(self._travel, function).result()
+
+    def _travel(self, function: Callable[["Place"], Result]) -> Result:
+        try:
+            return function(Place(self._home))
+        finally:
+            _move(self._home)
+
     def close(self) -> None:
         """End the thread."""
         self._thread.shutdown()
@@ -144,6 +158,63 @@ class Visitor:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Place:
+    """Where a thread is that a visitor lends for going about by itself."""
+
+    def __init__(self, home: int) -> None:
+        self._home = home
+        self._prepared = False
+        self.name = ""
+        """Of the namespace the thread is in; empty for the one it came from."""
+
+    def go(self, name: str) -> None:
+        """Go into a namespace; an empty name is home.
+
+        Raises:
+            FileNotFoundError: there is no such namespace; the thread stays.
+        """
+        if name == self.name:
+            return
+        if name:
+            enter(name)
+        else:
+            _move(self._home)
+        self.name = name
+
+    def make(self, name: str, prepare: Callable[[], None]) -> bool:
+        """Make a namespace and go there; see the function of that name."""
+        if not self._prepared:
+            prepare_folder()
+            self._prepared = True
+        made = _make_here(name, prepare)
+        if made:
+            self.name = name
+        return made
+
+
+def go_about(functions: Sequence[Callable[[Place], Result]]) -> list[Result]:
+    """Return what functions return that go about, each in a thread of its own.
+
+    Raises:
+        Exception: whatever one of them raises; all have ended.
+    """
+    home = os.open(_OWN, os.O_RDONLY)
+
+    def go(function: Callable[[Place], Result]) -> Result:
+        try:
+            return function(Place(home))
+        finally:
+            # The kernel ends a thread a moment after Python does: not in there.
+            _move(home)
+
+    try:
+        with ThreadPoolExecutor(len(functions)) as threads:
+            running = [threads.submit(go, function) for function in functions]
+    finally:
+        os.close(home)
+    return [each.result() for each in running]
 
 
 def inside(name: str, function: Callable[[], Result]) -> Result:
@@ -170,22 +241,24 @@ def make(name: str, prepare: Callable[[], None] | None = None) -> bool:
     Raises:
         OSError: the kernel refused; nothing is left.
     """
-    path = _path(name)
     prepare_folder()
-    os.close(os.open(path, os.O_RDONLY | os.O_CREAT, 0o444))
-    if _is_there(name):
-        return False
+    (made,) = go_about([lambda _: _make_here(name, prepare)])
+    return made
 
-    def unshare_and_mount() -> None:
+
+def _make_here(name: str, prepare: Callable[[], None] | None) -> bool:
+    """Make a namespace; if it was made now, the calling thread is in it."""
+    path = _path(name)
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o444))
+    except FileExistsError:
+        if _is_there(name):
+            return False
+    try:
         _check(_libc.unshare(_CLONE_NEWNET))
         if prepare is not None:
             prepare()
         _mount(_OWN, path, _MS_BIND)
-
-    try:
-        # The thread is in the new namespace from then on, and ends.
-        with ThreadPoolExecutor(1) as thread:
-            thread.submit(unshare_and_mount).result()
     except BaseException:
         remove(name)
         raise

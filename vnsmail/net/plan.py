@@ -13,6 +13,7 @@ from vnsmail.errors import Taken
 from vnsmail.model import (
     Context,
     Family,
+    HostName,
     IPAddress,
     SourceAddress,
     Uplink,
@@ -42,13 +43,17 @@ from vnsmail.net.steps import (
 __all__ = ["Actual", "Desired", "Step", "choose_gateways", "choose_link", "plan"]
 
 
-def plan(desired: Desired, actual: Actual, instance: str) -> tuple[Step, ...]:
+def plan(
+    desired: Desired, actual: Actual, instance: str, only: HostName | None = None
+) -> tuple[Step, ...]:
     """Return the steps from the network as it is to the network as it should be.
 
     Args:
         desired: all virtual hosts of this instance; what others are there go.
         actual: the network as observed.
         instance: tells the things of this root from those of others (settings.Layout).
+        only: plan for this host alone, for no other was looked at (observe.py); it is
+            one of the desired, or to be removed.
 
     Raises:
         Taken: two hosts would have links of the same name.
@@ -58,8 +63,10 @@ def plan(desired: Desired, actual: Actual, instance: str) -> tuple[Step, ...]:
         namespaces={each.name: each for each in actual.namespaces},
     )
     inside = [h for h in desired.hosts if h.context is Context.NAMESPACE]
-    hosts = [_Host(host, there, instance) for host in inside]
-    _refuse_same_ports(hosts)
+    _refuse_same_ports(inside, instance)
+    hosts = [
+        _Host(host, there, instance) for host in inside if only in {None, host.name}
+    ]
     aliases = {
         (host.link, a.address): host
         for host in desired.hosts
@@ -67,6 +74,8 @@ def plan(desired: Desired, actual: Actual, instance: str) -> tuple[Step, ...]:
         for a in host.addresses
     }
     kept = {(a.link, a.address) for a in actual.aliases if a.quiet} & aliases.keys()
+    if only is not None:
+        there = there.of(only, instance)
     return (
         *_surplus(hosts, there),
         *(step for host in hosts for step in host.surplus()),
@@ -75,7 +84,7 @@ def plan(desired: Desired, actual: Actual, instance: str) -> tuple[Step, ...]:
         *(
             AddAlias(link, address, host.name)
             for (link, address), host in aliases.items()
-            if (link, address) not in kept
+            if (link, address) not in kept and only in {None, host.name}
         ),
     )
 
@@ -92,6 +101,16 @@ class _There:
         link = self.links.get(name)
         return link if link is not None and link.ours else None
 
+    def of(self, host: HostName, instance: str) -> "_There":
+        """Return what is there of one host."""
+        port, inside = names.link(instance, host), names.namespace(instance, host)
+        return _There(
+            links={name: self.links[name] for name in (port,) if name in self.links},
+            namespaces={
+                n: self.namespaces[n] for n in (inside,) if n in self.namespaces
+            },
+        )
+
 
 def _surplus(hosts: Collection["_Host"], there: _There) -> Iterator[Step]:
     """Take away the namespaces and links that belong to no host any more.
@@ -106,11 +125,12 @@ def _surplus(hosts: Collection["_Host"], there: _There) -> Iterator[Step]:
     for link in there.links.values():
         if link.ours and link.name not in ports:
             yield RemoveLink(link.name)
-    for each in there.namespaces.values():
-        if each.name not in namespaces:
-            if each.link is not None and there.ours(each.link.below) is None:
-                yield RemoveLink(each.link.name, each.name)
-            yield RemoveNamespace(each.name)
+    gone = [n for n in there.namespaces.values() if n.name not in namespaces]
+    for each in gone:
+        if each.link is not None and there.ours(each.link.below) is None:
+            yield RemoveLink(each.link.name, each.name)
+    for each in gone:
+        yield RemoveNamespace(each.name)
 
 
 def _surplus_aliases(
@@ -121,13 +141,15 @@ def _surplus_aliases(
             yield RemoveAlias(alias.link, alias.address)
 
 
-def _refuse_same_ports(hosts: Iterable["_Host"]) -> None:
-    holders: dict[str, str] = {}
+def _refuse_same_ports(hosts: Iterable[VirtualHost], instance: str) -> None:
+    holders: dict[str, HostName] = {}
     for host in hosts:
-        holder = holders.setdefault(host.port, host.facts.name) if host.port else ""
-        if holder not in {"", host.facts.name}:
-            remedy = f"its link would be called as that of {holder}; choose another"
-            raise Taken("virtual host", host.facts.name, remedy)
+        if host.uplink is Uplink.BRIDGE:
+            port = names.link(instance, host.name)
+            holder = holders.setdefault(port, host.name)
+            if holder != host.name:
+                remedy = f"its link would be called as that of {holder}; choose another"
+                raise Taken("virtual host", host.name, remedy)
 
 
 class _Host:

@@ -1,0 +1,222 @@
+"""What the kernel is told to perform a step: the messages of each kind of step.
+
+Rules of this file: nothing is sent here; a step is one message wherever it can be, so
+that it is done wholly or not at all; everything of ours carries its mark from the
+message that makes it (names.py).
+"""
+
+import errno
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from vnsmail.model import Uplink
+from vnsmail.net import messages, names
+from vnsmail.net.facts import NO_GATEWAY
+from vnsmail.net.messages import (
+    CREATE,
+    EXCLUSIVE,
+    REPLACE,
+    attribute,
+    message,
+    nested,
+    number,
+    text,
+)
+from vnsmail.net.steps import (
+    AddAddress,
+    AddAlias,
+    Connect,
+    JoinBridge,
+    RemoveAddress,
+    RemoveAlias,
+    RemoveGateway,
+    SetGateway,
+    SetMtu,
+    SetUp,
+    Step,
+)
+
+# Numbers of linux/if_link.h, linux/veth.h, linux/if_addr.h and linux/rtnetlink.h.
+_HARDWARE, _NAME, _MTU, _BELOW, _MASTER = 1, 3, 4, 5, 10
+_INFO, _REMARK, _GROUP, _NAMESPACE_FD = 18, 20, 27, 28
+_KIND, _DATA = 1, 2
+_PEER = 1
+_MACVLAN_MODE, _MACVLAN_BRIDGE = 1, 4
+_LABEL, _LIFETIMES, _FLAGS, _METRIC = 3, 6, 8, 9
+_NODAD, _NOPREFIXROUTE = 0x02, 0x200
+_SCOPE_HOST = 254
+_ONLINK = 4
+_LABEL_LIMIT = 15  # bytes; IFNAMSIZ is 16 with the final NUL
+_NEVER_PREFERRED = attribute(
+    _LIFETIMES, bytes.fromhex("00000000ffffffff0000000000000000")
+)
+
+Index: TypeAlias = Callable[[str], int]
+"""Returns the index of a link by name; raises OSError if there is none."""
+
+
+def connect(step: Connect, index: Index, mark: int, fd: int) -> bytes:
+    """Return what makes a link where it belongs, so that nothing has to move.
+
+    Args:
+        step: which link.
+        index: of the machine's links.
+        mark: of this instance.
+        fd: descriptor of the namespace.
+    """
+    ours, into = number(_GROUP, mark), number(_NAMESPACE_FD, fd)
+    if step.uplink is Uplink.MACVLAN:
+        data = nested(_DATA, number(_MACVLAN_MODE, _MACVLAN_BRIDGE))
+        kind = nested(_INFO, text(_KIND, "macvlan"), data)
+        body = messages.link(
+            ours, number(_BELOW, index(step.link)), into, kind, name=names.INSIDE_LINK
+        )
+        return message(messages.NEW_LINK, CREATE | EXCLUSIVE, body)
+    mtu = number(_MTU, step.mtu)
+    peer = attribute(_PEER, messages.link(mtu, into, name=names.INSIDE_LINK))
+    hardware = bytes.fromhex(names.port_address(step.link).replace(":", ""))
+    body = messages.link(
+        ours,
+        mtu,
+        number(_MASTER, index(step.link)),
+        attribute(_HARDWARE, hardware),
+        nested(_INFO, text(_KIND, "veth"), nested(_DATA, peer)),
+        name=step.port,
+    )
+    return message(messages.NEW_LINK, CREATE | EXCLUSIVE, body)
+
+
+def loopback_up(mark: int, remark: str) -> bytes:
+    """Return what sets a namespace's loopback up and marks the namespace with it."""
+    body = messages.link(number(_GROUP, mark), text(_REMARK, remark), index=1, up=True)
+    return message(messages.NEW_LINK, 0, body)
+
+
+def port_up(name: str, remark: str) -> bytes:
+    body = messages.link(text(_REMARK, remark), name=name, up=True)
+    return message(messages.NEW_LINK, 0, body)
+
+
+def announce(index: int, hardware: bytes) -> bytes:
+    """Return what makes a link tell its neighbours its addresses, if it is to.
+
+    Args:
+        index: of the link.
+        hardware: the address it has already.
+    """
+    body = messages.link(attribute(_HARDWARE, hardware), index=index)
+    return message(messages.NEW_LINK, 0, body)
+
+
+def remove_link(index: int) -> bytes:
+    return message(messages.DEL_LINK, 0, messages.link(index=index))
+
+
+def question(index: int) -> bytes:
+    """Return a question for one link."""
+    return message(messages.GET_LINK, 0, messages.link(index=index))
+
+
+def _join_bridge(step: JoinBridge, index: Index, _: int) -> bytes:
+    body = messages.link(number(_MASTER, index(step.bridge)), index=index(step.port))
+    return message(messages.NEW_LINK, 0, body)
+
+
+def _set_mtu(step: SetMtu, index: Index, _: int) -> bytes:
+    body = messages.link(number(_MTU, step.mtu), index=index(step.link))
+    return message(messages.NEW_LINK, 0, body)
+
+
+def _set_up(step: SetUp, index: Index, _: int) -> bytes:
+    body = messages.link(index=index(step.link), up=True)
+    return message(messages.NEW_LINK, 0, body)
+
+
+def _add_address(step: AddAddress, index: Index, _: int) -> bytes:
+    own = step.address.address
+    # Without NODAD an IPv6 address cannot be bound while the kernel asks the network
+    # whether somebody has it (RFC 4862 section 5.4), and mail would wait a second or
+    # two, or for ever if the link is not connected. The directory says whose it is.
+    flags = [number(_FLAGS, _NODAD)] if own.version == 6 else []
+    body = messages.address(
+        own, step.address.prefix_length, index(names.INSIDE_LINK), *flags
+    )
+    return message(messages.NEW_ADDRESS, CREATE | EXCLUSIVE, body)
+
+
+def _remove_address(step: RemoveAddress, index: Index, _: int) -> bytes:
+    own, length = step.address.address, step.address.prefix_length
+    body = messages.address(own, length, index(names.INSIDE_LINK))
+    return message(messages.DEL_ADDRESS, 0, body)
+
+
+def _set_gateway(step: SetGateway, index: Index, _: int) -> bytes:
+    body = messages.route(
+        messages.family(step.gateway),
+        messages.gateway(step.gateway),
+        messages.out_of(index(names.INSIDE_LINK)),
+        flags=_ONLINK if step.on_link else 0,
+    )
+    return message(messages.NEW_ROUTE, CREATE | REPLACE, body)
+
+
+def _remove_gateway(step: RemoveGateway, index: Index, _: int) -> bytes:
+    by = [] if step.gateway in NO_GATEWAY else [messages.gateway(step.gateway)]
+    out = messages.out_of(index(names.INSIDE_LINK))
+    body = messages.route(messages.family(step.gateway), *by, out, any_origin=True)
+    return message(messages.DEL_ROUTE, 0, body)
+
+
+def _add_alias(step: AddAlias, index: Index, mark: int) -> bytes:
+    """Add an address that is used by who binds it and by nobody else.
+
+    The machine's own sockets must never get it, whatever happens to the machine's own
+    addresses. So it is never a choice for the kernel: IPv4 has scope host, which no
+    route to another machine accepts, and the whole address as its network, so that it
+    is neither primary nor secondary to another; IPv6 is deprecated from the start,
+    which loses against any other address (RFC 6724 section 5, rule 3).
+    """
+    own, marked = step.address, number(_METRIC, mark)
+    if own.version == 4:
+        more = [marked, *_label(step.link)]
+        body = messages.address(own, 32, index(step.link), *more, scope=_SCOPE_HOST)
+    else:
+        flags = number(_FLAGS, _NODAD | _NOPREFIXROUTE)
+        more = [_NEVER_PREFERRED, flags, marked]
+        body = messages.address(own, 128, index(step.link), *more)
+    return message(messages.NEW_ADDRESS, CREATE | EXCLUSIVE, body)
+
+
+def _label(link: str) -> list[bytes]:
+    """Return what keeps a legacy question for the link's address from finding an alias.
+
+    SIOCGIFADDR (netdevice(7)) returns the first address whose label is the link's
+    name, and addresses of scope host come first.
+    """
+    label = f"{link}:vns"
+    return [text(_LABEL, label)] if len(label) <= _LABEL_LIMIT else []
+
+
+def _remove_alias(step: RemoveAlias, index: Index, _: int) -> bytes:
+    body = messages.address(step.address, step.address.max_prefixlen, index(step.link))
+    return message(messages.DEL_ADDRESS, 0, body)
+
+
+# The table -------------------------------------------------------------------------
+
+_Request: TypeAlias = Callable[[Any, Index, int], bytes]
+
+NO_DEVICE = {errno.ENODEV, errno.ENXIO}
+
+REQUESTS: dict[type[Step], tuple[_Request, set[int]]] = {
+    JoinBridge: (_join_bridge, set()),
+    SetMtu: (_set_mtu, set()),
+    SetUp: (_set_up, set()),
+    AddAddress: (_add_address, {errno.EEXIST}),
+    RemoveAddress: (_remove_address, NO_DEVICE | {errno.EADDRNOTAVAIL}),
+    SetGateway: (_set_gateway, {errno.EEXIST}),
+    RemoveGateway: (_remove_gateway, NO_DEVICE | {errno.ESRCH}),
+    AddAlias: (_add_alias, set()),
+    RemoveAlias: (_remove_alias, NO_DEVICE | {errno.EADDRNOTAVAIL}),
+}
+"""What asks the kernel for a step, and the errors that say it is as wanted already."""
