@@ -236,7 +236,8 @@ listening  10.77.0.11:25
 sessions   1
 queued     2
 deferred   3
-oldest     1m0s"""
+oldest     1m0s
+guard      on; 3 packets from a wrong source and 1 of others from its addresses were dropped"""
 
 REPORT = OwnerReport("alpha.example", ("10.77.0.11:25",), 1, 2, 3, NOW - 60, "")
 
@@ -245,6 +246,7 @@ REPORT = OwnerReport("alpha.example", ("10.77.0.11:25",), 1, 2, 3, NOW - 60, "")
 def test_show(vnsmail, supervisor, root):
     """What it should be, and how it is."""
     supervisor.answers[control.GetStatus] = status(REPORT)
+    supervisor.answers[control.GetGuard] = control.Guarded("", 3, 180, 1)
     done = vnsmail("host", "show", "ALPHA.example")
 
     namespace = names.namespace(layout(root).instance, "alpha.example")
@@ -259,13 +261,15 @@ def test_show(vnsmail, supervisor, root):
 def test_show_json(vnsmail, supervisor):
     """The same for programs."""
     supervisor.answers[control.GetStatus] = status(REPORT)
+    supervisor.answers[control.GetGuard] = control.Guarded("", 3, 180, 1)
     found = vnsmail("host", "show", "alpha.example", "--json").json
 
     assert {
         *("name", "context", "addresses", "domains", "link", "uplink", "gateways"),
         *("users", "namespace", "state", "listening", "sessions", "queued"),
-        *("deferred", "oldest"),
+        *("deferred", "oldest", "guard"),
     } == set(found)
+    assert 180 == found["guard"]["dropped_bytes"]
     assert ["ann", "bob"] == found["users"]
 
 
@@ -285,8 +289,10 @@ def test_show_json(vnsmail, supervisor):
 def test_states(vnsmail, supervisor, answer, state):
     """What keeps a host's mail from flowing is its state."""
     supervisor.answers[control.GetStatus] = answer
+    supervisor.answers[control.GetGuard] = control.Guarded("no nftables here")
 
     found = vnsmail("host", "show", "beta.example", "--json").json
+    assert "no nftables here" == found["guard"]["problem"]
     assert (state, None) == (found["state"], found["namespace"])
 
 

@@ -99,6 +99,7 @@ REQUESTS = [
     control.RemoveUser("ann@a.example"),
     control.Send("ann@a.example", ("bob@b.example",)),
     control.ListQueue(None, 5),
+    control.GetGuard("a.example"),
     control.ShutDown(),
 ]
 

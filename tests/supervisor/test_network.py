@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from tests.net.networks import INSTANCE, host
 from tests.supervisor.world import World
-from vnsmail.errors import NetworkStepFailed
+from vnsmail.errors import GuardUnavailable, NetworkStepFailed
+from vnsmail.net import guard
 from vnsmail.supervisor import network as module
 from vnsmail.supervisor.network import Network
 
@@ -165,3 +166,28 @@ async def test_nothing_to_do(world, network):
     await network.apply(())
 
     assert 0 == world.applied
+
+
+# The guard ------------------------------------------------------------------------
+
+
+async def test_every_host_is_guarded(world, network):
+    """Whatever brings the network about has the kernel guard it, too."""
+    await network.converge(HOSTS)
+
+    assert {host.name for host in HOSTS} == world.guarded
+
+
+@pytest.mark.usefixtures("world")
+async def test_no_guard_is_told_and_stops_nothing(monkeypatch, network):
+    """Where the kernel cannot guard, hosts are made all the same, and it is known."""
+
+    def unavailable(*_):
+        raise GuardUnavailable("no nftables here")
+
+    monkeypatch.setattr(guard, "apply", unavailable)
+    monkeypatch.setattr(guard, "counters", lambda *_: {})
+
+    assert {} == await network.converge(HOSTS)
+    problem = (await network.guarded(HOSTS[0])).problem
+    assert "cannot guard source addresses: no nftables here" == problem

@@ -9,7 +9,7 @@ from dataclasses import replace
 from tests.net.kernel import Kernel
 from tests.net.networks import BR0, ETH0, LO
 from vnsmail.errors import NetworkStepFailed, NotFound
-from vnsmail.net import names
+from vnsmail.net import guard, names
 from vnsmail.net.facts import Actual
 from vnsmail.supervisor import network
 
@@ -35,10 +35,21 @@ class World:
         self.done: list[str] = []
         self.applied = 0
         self.looks = 0
+        self.guarded: set[str] = set()
 
     def install(self, monkeypatch):
         monkeypatch.setattr(network, "observe", self.observe)
         monkeypatch.setattr(network, "apply", self.apply)
+        monkeypatch.setattr(guard, "apply", self.guard)
+        monkeypatch.setattr(guard, "apply_host", self.guard_host)
+
+    def guard(self, hosts, _):
+        self.guarded |= {host.name for host in hosts}
+        return guard.Guarded(changed=True, unguarded={})
+
+    def guard_host(self, host, _):
+        self.guarded.add(host.name)
+        return True
 
     def observe(self, instance, only=None):
         self.looks += 1

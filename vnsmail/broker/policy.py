@@ -31,6 +31,8 @@ class Connectable:
     family: Family
     source: str | None
     """The address to bind it to; None, for the machine only: the kernel chooses."""
+    mark: int = 0
+    """See HostGrant; 0: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class _Granted:
     addresses: frozenset[IPAddress]
     sources: dict[Family, str | None]
     """What to bind to, by family."""
+    mark: int = 0
 
 
 Opening: TypeAlias = Connectable | Listener | Resolver
@@ -134,7 +137,8 @@ class Policy:
         host = self._owned(worker, request.owner)
         family = Family(request.family)
         if family in host.sources:
-            return Connectable(host.namespace, family, host.sources[family])
+            source = host.sources[family]
+            return Connectable(host.namespace, family, source, host.mark)
         reason = f"it has no IPv{request.family} address"
         return protocol.Unavailable(request.id, EAFNOSUPPORT, reason, None)
 
@@ -183,7 +187,7 @@ def _sound(host: HostGrant) -> _Granted:
     sources: dict[Family, str | None] = {}
     for address in addresses:
         sources.setdefault(Family(address.version), str(address))
-    return _Granted(host.namespace, frozenset(addresses), sources)
+    return _Granted(host.namespace, frozenset(addresses), sources, host.mark)
 
 
 def _address(text: str, what: str) -> IPAddress:

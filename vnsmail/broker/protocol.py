@@ -54,6 +54,9 @@ class HostGrant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Name of its network namespace; empty for the machine's own."""
     addresses: Addresses
     """The first of each family is the one to send from; none for the machine."""
+    mark: Annotated[int, Meta(ge=0, le=0xFFFFFFFF)] = 0
+    """Mark of its sockets (net/guard_rules.py), by which the guard knows whose they are; 0: none.
+    Only in the machine's network: in a namespace of its own, all are the host's."""
 
 
 # The supervisor asks ----------------------------------------------------------

@@ -34,6 +34,7 @@ from typing import TypeAlias, assert_never
 
 from vnsmail.broker.policy import Connectable, Listener, Opening, Resolver
 from vnsmail.model import Family
+from vnsmail.net.guard_rules import MARK_OPTION
 from vnsmail.net.namespaces import Visitor
 
 IP_BIND_ADDRESS_NO_PORT = 24
@@ -124,6 +125,8 @@ def _not_entered(namespace: str, error: OSError) -> Failed:
 
 def _connectable(opening: Connectable) -> int:
     with _stream(opening.family) as sock:
+        if opening.mark:
+            sock.setsockopt(socket.SOL_SOCKET, MARK_OPTION, opening.mark)
         if opening.source is not None:
             sock.setsockopt(socket.SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)
             sock.bind((opening.source, 0))

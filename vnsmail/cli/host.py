@@ -134,7 +134,8 @@ def show(
     if json:
         as_json(value)
     else:
-        facts([(key, shown) for key, shown in value.items() if shown not in (None, [])])
+        known = [pair for pair in value.items() if pair[1] not in (None, [])]
+        facts([(key, _shown(each)) for key, each in known])
 
 
 def _described(host: VirtualHost) -> dict[str, object]:
@@ -157,7 +158,30 @@ def _live(layout: Layout, name: HostName) -> dict[str, object]:
         return {"state": "vnsmail is not running"}
     problem = dict(status.problems).get(name, "")
     report = next((r for r in status.owners if r.owner == name), None)
-    return _state(report, problem)
+    guarded = client.ask(layout, control.GetGuard(name), control.Guarded)
+    return {**_state(report, problem), "guard": _guard(guarded)}
+
+
+def _guard(guarded: control.Guarded) -> dict[str, object]:
+    """Return what the kernel stopped, or why it stops nothing."""
+    return {
+        "problem": guarded.problem,
+        "dropped_packets": guarded.dropped_packets,
+        "dropped_bytes": guarded.dropped_bytes,
+        "borrowed_packets": guarded.borrowed_packets,
+    }
+
+
+def _shown(value: object) -> object:
+    """Return a value as people read it."""
+    if not isinstance(value, dict):
+        return value
+    if value["problem"]:
+        return f"off: {value['problem']}"
+    return (
+        f"on; {value['dropped_packets']} packets from a wrong source and "
+        f"{value['borrowed_packets']} of others from its addresses were dropped"
+    )
 
 
 def _state(report: OwnerReport | None, problem: str) -> dict[str, object]:

@@ -79,6 +79,12 @@ class ListQueue(_Message, frozen=True):
     limit: int
 
 
+class GetGuard(_Message, frozen=True):
+    """How are a host's source addresses guarded by the kernel?"""
+
+    name: str
+
+
 class ShutDown(_Message, frozen=True):
     """End the supervisor and all its processes."""
 
@@ -93,6 +99,7 @@ Request: TypeAlias = (
     | RemoveUser
     | Send
     | ListQueue
+    | GetGuard
     | ShutDown
 )
 
@@ -178,6 +185,18 @@ class QueueListed(_Message, frozen=True):
     entries: tuple[QueueEntry, ...]
 
 
+class Guarded(_Message, frozen=True):
+    """Answer to GetGuard."""
+
+    problem: str
+    """Why there is no guard; empty if there is one."""
+    dropped_packets: int = 0
+    """Of the host's own sockets, from an address that is not the host's."""
+    dropped_bytes: int = 0
+    borrowed_packets: int = 0
+    """Of others' sockets, from an address of the host."""
+
+
 class Done(_Message, frozen=True):
     """The request was carried out."""
 
@@ -191,7 +210,15 @@ class Error(_Message, frozen=True):
 
 
 Answer: TypeAlias = (
-    Status | Planned | Applied | Progress | Queued | QueueListed | Done | Error
+    Status
+    | Planned
+    | Applied
+    | Progress
+    | Queued
+    | QueueListed
+    | Guarded
+    | Done
+    | Error
 )
 
 encode = msgspec.json.Encoder().encode

@@ -27,6 +27,7 @@ from vnsmail.model import (
     ip_address,
 )
 from vnsmail.net import names
+from vnsmail.net.guard_rules import socket_mark
 from vnsmail.net.plan import Actual, choose_gateways, choose_link
 from vnsmail.settings import Layout
 from vnsmail.supervisor import control
@@ -120,6 +121,7 @@ class Hosts:
             self._directory.add_host(host)
             try:
                 await self._network.apply(steps)
+                await self._network.guard_host(host, wanted)
                 prepare_owner(self._layout, Owner(host.name), self._account)
                 await self._services.serve(self._service(host))
                 self._directory.activate(host.name)
@@ -188,6 +190,16 @@ class Hosts:
                 if host.name == name:
                     await self._services.serve_or_note(self._service(host))
 
+    async def guard(self, request: control.GetGuard) -> control.Guarded:
+        """Return how a host's source addresses are guarded, and what was stopped.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        return await self._network.guarded(
+            self._directory.host(host_name(request.name))
+        )
+
     # Within ------------------------------------------------------------------
 
     async def _bring_about(self) -> None:
@@ -234,6 +246,7 @@ class Hosts:
         hosts = [each for each in self._directory.hosts() if each.name != name]
         actual = await self._network.observe(name)
         await self._network.apply(self._network.steps(hosts, actual, name))
+        await self._network.unguard(name, hosts)
         await asyncio.to_thread(remove_owner, self._layout, Owner(name))
         self._directory.remove_host(name)
         self.broken.pop(name, None)
@@ -289,9 +302,10 @@ class Hosts:
             domains=tuple(host.domains),
             users=tuple(user.local_part for user in users),
         )
-        inside = host.context is Context.NAMESPACE
-        namespace = names.namespace(self._layout.instance, host.name) if inside else ""
-        return Service(facts, namespace)
+        instance = self._layout.instance
+        if host.context is Context.NAMESPACE:
+            return Service(facts, names.namespace(instance, host.name))
+        return Service(facts, "", socket_mark(instance, host.name))
 
 
 def machine_service(layout: Layout, name: str) -> Service:

@@ -209,6 +209,8 @@ class _Supervisor:
                 return await self._hosts.apply(request)
             case control.GetProgress():
                 return self._hosts.progress
+            case control.GetGuard():
+                return await self._hosts.guard(request)
             case control.AddUser():
                 return await self._add_user(request)
             case control.RemoveUser():

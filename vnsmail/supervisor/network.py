@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import TypeVar
 
-from vnsmail.errors import NetworkStepFailed
+from vnsmail.errors import GuardUnavailable, NetworkStepFailed, Taken
 from vnsmail.log import logger
 from vnsmail.model import Context, HostName, VirtualHost
-from vnsmail.net import names
+from vnsmail.net import guard, names
 from vnsmail.net.apply import apply
 from vnsmail.net.observe import observe
 from vnsmail.net.plan import Actual, Desired, Step, plan
+from vnsmail.supervisor import control
 
 T = TypeVar("T")
 
@@ -28,6 +29,8 @@ class Network:
 
     def __init__(self, instance: str) -> None:
         self._instance = instance
+        self._unguarded: dict[str, str] = {}
+        """Hosts without a guard, and why: told when asked, and no reason to stop."""
 
     async def observe(self, only: HostName | None = None) -> Actual:
         """Return the network as it is.
@@ -102,7 +105,61 @@ class Network:
             log.warning("network.unseen", reason=str(error))
             everyone = (host.name for host in (*hosts, *going))
             return dict.fromkeys(everyone, str(error)) | problems
+        good = [host for host in hosts if host.name not in problems]
+        self._unguarded.clear()
+        await self._guard(good, lambda: guard.apply(good, self._instance))
         return problems
+
+    # The guard ---------------------------------------------------------------
+
+    async def guard_host(self, host: VirtualHost, hosts: Iterable[VirtualHost]) -> None:
+        """Let the kernel guard the sources of one new host, one of all ``hosts``."""
+        if host.context is Context.NAMESPACE:
+            await self._guard([host], lambda: guard.apply_host(host, self._instance))
+        else:
+            await self._guard_aliases(hosts)
+
+    async def unguard(self, name: HostName, hosts: Iterable[VirtualHost]) -> None:
+        """Forget the guard of a host that is gone; ``hosts`` are those that are left."""
+        self._unguarded.pop(name, None)
+        # That of a namespace went with it.
+        await self._guard_aliases(hosts)
+
+    async def guarded(self, host: VirtualHost) -> control.Guarded:
+        """Return how a host is guarded, and what was stopped."""
+        try:
+            found = await _to_the_end(lambda: guard.counters([host], self._instance))
+        except GuardUnavailable as error:
+            return control.Guarded(str(error))
+        counter = found.get(host.name)
+        if counter is None:
+            return control.Guarded(self._unguarded.get(host.name, "it has no guard"))
+        return control.Guarded(
+            self._unguarded.get(host.name, ""),
+            counter.dropped_packets,
+            counter.dropped_bytes,
+            counter.borrowed_packets,
+        )
+
+    async def _guard_aliases(self, hosts: Iterable[VirtualHost]) -> None:
+        aliases = [host for host in hosts if host.context is Context.ALIAS]
+        await self._guard(aliases, lambda: guard.apply(aliases, self._instance))
+
+    async def _guard(
+        self, hosts: Iterable[VirtualHost], change: Callable[[], object]
+    ) -> None:
+        for host in hosts:
+            self._unguarded.pop(host.name, None)
+        try:
+            done = await _to_the_end(change)
+        except (GuardUnavailable, Taken) as error:
+            self._unguarded |= {host.name: str(error) for host in hosts}
+            log.warning("guard.unavailable", reason=str(error))
+            return
+        if isinstance(done, guard.Guarded):
+            self._unguarded |= done.unguarded
+            for name, reason in done.unguarded.items():
+                log.warning("guard.unavailable", host=name, reason=reason)
 
     async def _do_what_can_be_done(
         self,

@@ -73,6 +73,8 @@ class Service:
     facts: engine.OwnerFacts
     namespace: str
     """Name of its network namespace; empty for the machine's own."""
+    mark: int = 0
+    """Mark of its sockets, by which the guard knows them; 0: none."""
 
 
 @dataclass(slots=True)
@@ -429,6 +431,7 @@ class Services:
                 name=service.facts.owner,
                 namespace=service.namespace,
                 addresses=service.facts.addresses,
+                mark=service.mark,
             )
             for service in services
         )

@@ -1,0 +1,69 @@
+"""``vnsmail exec``: any program as a virtual host."""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from vnsmail import settings
+from vnsmail.cli.options import layout_of
+from vnsmail.directory import open_to_read
+from vnsmail.lab import start as lab
+from vnsmail.model import host_name
+from vnsmail.settings import Layout
+from vnsmail.supervisor import run_as
+
+WORDS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+"""How click is to read the line: what follows HOST is not ours, options neither."""
+
+
+def run(
+    context: typer.Context,
+    host: Annotated[str, typer.Argument(help="Name of the virtual host.")],
+    command: Annotated[
+        list[str],
+        typer.Argument(
+            help="The program and its arguments; `--` before it if you like."
+        ),
+    ],
+) -> None:
+    """Run any program as a virtual host: what it connects leaves from its address.
+
+    The exit code is the program's own; 127 if there is no such program, 126 if it
+    cannot be executed.
+    """
+    layout = layout_of(context)
+    words = command[1:] if command[0] == "--" else command
+    if not words:
+        raise typer.BadParameter("give a command to run")
+    with open_to_read(layout.directory_db) as directory:
+        found = directory.host(host_name(host))
+    _enter_lab(layout, found.name, words)
+    servers = settings.load(layout.settings_file).dns.servers
+    sys.stdout.flush()
+    code = run_as.run(found, layout.instance, words, [str(each) for each in servers])
+    raise typer.Exit(code)
+
+
+def begins_command(words: Sequence[str]) -> bool:
+    """Return whether what follows these words of our command line is not ours."""
+    nouns = [word for word in words if not word.startswith("-")]
+    return len(nouns) == 2 and nouns[0] == "exec"
+
+
+def _enter_lab(layout: Layout, host: str, words: Sequence[str]) -> None:
+    """Do it in this root's lab if there is one: the hosts are not out here."""
+    found = lab.running(layout)
+    if found is None:
+        return
+    ours = [sys.executable, "-P", "-m", "vnsmail.cli.app", "--root", str(layout.state)]
+    # Entering a mount namespace leads to its root.
+    here = ["env", f"--chdir={os.getcwd()}"]
+    command = [*lab.enter_command(found, ""), *here, *ours, "exec", host, "--", *words]
+    sys.stdout.flush()
+    # nsenter ends as the program does: by this signal too, which Python ignores.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    os.execvp(command[0], command)  # noqa: S606  nsenter(1) and this very command
