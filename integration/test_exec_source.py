@@ -223,8 +223,8 @@ def test_every_way_to_send(lab, host):
 
 
 MARKED = """
-import json, os, socket
-os.setuid(65534)
+import encodings.idna, json, os, socket
+os.setuid(65534)  # after which there may be no way to Python's files
 sock = socket.create_connection(("10.77.0.3", 25))
 sock.recv(100)
 listener = socket.create_server(("127.0.0.1", 0))
@@ -263,8 +263,7 @@ def test_what_it_sees(lab):
             "nameserver 10.77.0.2",
         ] == lines[:6]
         assert "/usr" == lines[-1]
-        assert ("lan0" in lines) == (host == "delta.example")
-        assert host == "delta.example" or {"eth0", "lo"} <= set(lines)
+        assert host == "delta.example" or ["eth0", "lo"] == lines[6:-1]
 
 
 def test_files_of_the_administrator(lab, tmp_path):

@@ -132,7 +132,7 @@ class _Supervisor:
         self._account = account
         self._directory = directory
         self._services = Services(settings, resolvers(settings), self._worker_options)
-        network = Network(layout.instance)
+        network = Network(layout.instance, settings.smtp.port)
         self._hosts = Hosts(layout, directory, self._services, network, account)
         self._ending = asyncio.Event()
 

@@ -15,6 +15,7 @@ from vnsmail.log import logger
 from vnsmail.model import Context, HostName, VirtualHost
 from vnsmail.net import guard, names
 from vnsmail.net.apply import apply
+from vnsmail.net.guard_rules import SMTP_PORTS
 from vnsmail.net.observe import observe
 from vnsmail.net.plan import Actual, Desired, Step, plan
 from vnsmail.supervisor import control
@@ -27,8 +28,10 @@ log = logger("network")
 class Network:
     """The network of one root, as the kernel has it."""
 
-    def __init__(self, instance: str) -> None:
+    def __init__(self, instance: str, port: int = SMTP_PORTS[0]) -> None:
+        """``port`` is the one mail is sent to, which is guarded as well."""
         self._instance = instance
+        self._ports = tuple(dict.fromkeys((*SMTP_PORTS, port)))
         self._unguarded: dict[str, str] = {}
         """Hosts without a guard, and why: told when asked, and no reason to stop."""
 
@@ -66,7 +69,8 @@ class Network:
         """Do it.
 
         Raises:
-            NetworkStepFailed: the kernel refused a step; those after it are not done.
+            NetworkStepFailed: the kernel refused a step. Of those after it, some that
+                went to the kernel together with it may be done.
         """
         if steps:
             await _to_the_end(lambda: apply(steps, self._instance))
@@ -107,15 +111,23 @@ class Network:
             return dict.fromkeys(everyone, str(error)) | problems
         good = [host for host in hosts if host.name not in problems]
         self._unguarded.clear()
-        await self._guard(good, lambda: guard.apply(good, self._instance))
+        await self.guard(good)
         return problems
 
     # The guard ---------------------------------------------------------------
 
+    async def guard(self, hosts: Sequence[VirtualHost]) -> None:
+        """Let the kernel guard the sources of all hosts; what is so stays as it is."""
+        await self._guard(
+            hosts, lambda: guard.apply(hosts, self._instance, self._ports)
+        )
+
     async def guard_host(self, host: VirtualHost, hosts: Iterable[VirtualHost]) -> None:
         """Let the kernel guard the sources of one new host, one of all ``hosts``."""
         if host.context is Context.NAMESPACE:
-            await self._guard([host], lambda: guard.apply_host(host, self._instance))
+            await self._guard(
+                [host], lambda: guard.apply_host(host, self._instance, self._ports)
+            )
         else:
             await self._guard_aliases(hosts)
 
@@ -143,7 +155,7 @@ class Network:
 
     async def _guard_aliases(self, hosts: Iterable[VirtualHost]) -> None:
         aliases = [host for host in hosts if host.context is Context.ALIAS]
-        await self._guard(aliases, lambda: guard.apply(aliases, self._instance))
+        await self.guard(aliases)
 
     async def _guard(
         self, hosts: Iterable[VirtualHost], change: Callable[[], object]
