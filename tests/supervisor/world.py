@@ -9,7 +9,7 @@ from dataclasses import replace
 from tests.net.kernel import Kernel
 from tests.net.networks import BR0, ETH0, LO
 from vnsmail.errors import NetworkStepFailed, NotFound
-from vnsmail.net import guard, names
+from vnsmail.net import cgroups, guard, names
 from vnsmail.net.facts import Actual
 from vnsmail.supervisor import network
 
@@ -40,6 +40,7 @@ class World:
     def install(self, monkeypatch):
         monkeypatch.setattr(network, "observe", self.observe)
         monkeypatch.setattr(network, "apply", self.apply)
+        monkeypatch.setattr(cgroups, "remove", lambda *_: True)
         monkeypatch.setattr(guard, "apply", self.guard)
         monkeypatch.setattr(guard, "apply_host", self.guard_host)
 

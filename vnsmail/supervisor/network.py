@@ -6,6 +6,7 @@ waited for, also by one who is cancelled: two at once would see each other half 
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import TypeVar
@@ -13,7 +14,7 @@ from typing import TypeVar
 from vnsmail.errors import GuardUnavailable, NetworkStepFailed, Taken
 from vnsmail.log import logger
 from vnsmail.model import Context, HostName, VirtualHost
-from vnsmail.net import guard, names
+from vnsmail.net import cgroups, guard, names
 from vnsmail.net.apply import apply
 from vnsmail.net.guard_rules import SMTP_PORTS
 from vnsmail.net.observe import observe
@@ -134,6 +135,9 @@ class Network:
     async def unguard(self, name: HostName, hosts: Iterable[VirtualHost]) -> None:
         """Forget the guard of a host that is gone; ``hosts`` are those that are left."""
         self._unguarded.pop(name, None)
+        with contextlib.suppress(OSError):
+            # Programs that run in it still keep it, and its hooks stay in force.
+            await _to_the_end(lambda: cgroups.remove(self._instance, name))
         # That of a namespace went with it.
         await self._guard_aliases(hosts)
 
