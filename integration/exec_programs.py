@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,13 @@ def observer(lab):
         process.communicate()
 
 
+def _as_a_shell_starts_it():
+    # Whoever started the tests may ignore some (nohup, a job in the background), and a
+    # shell cannot trap what it was started to ignore.
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Program:
     """A program that runs as a virtual host; those that are asked to, wait for a line."""
 
@@ -58,6 +66,7 @@ class Program:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            preexec_fn=_as_a_shell_starts_it,  # noqa: PLW1509  one thread
         )
 
     def line(self):
@@ -77,7 +86,7 @@ class Program:
         # Its end of file ends what waits for a line; the lab's end ends the rest.
         if self.process.poll() is None:
             self.process.kill()
-        self.process.communicate()
+        self.process.communicate(timeout=60)
 
 
 def command(lab):

@@ -84,8 +84,8 @@ class Lab:
             return ""
 
     def stop(self) -> None:
-        """End it as Ctrl-C does."""
-        self.process.send_signal(signal.SIGINT)
+        """End it as a service manager does."""
+        self.process.send_signal(signal.SIGTERM)
         self.process.communicate(timeout=90)
 
     def vnsmail(

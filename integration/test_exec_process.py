@@ -83,7 +83,7 @@ def test_input_output_and_pipes(lab, host):
 TRAPS = """
 for name in HUP INT TERM USR1; do trap "echo $name; exit 40" $name; done
 echo $$ $PPID
-while :; do sleep 0.05; done
+for i in {1..600}; do sleep 0.05; done
 """
 
 
