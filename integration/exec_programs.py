@@ -67,6 +67,9 @@ class Program:
             stdout=subprocess.PIPE,
             text=True,
             preexec_fn=_as_a_shell_starts_it,  # noqa: PLW1509  one thread
+            # A job of its own, as from a shell: in an orphaned process group, which is
+            # what a test run without a terminal may be, nothing stops at SIGTSTP.
+            process_group=0,
         )
 
     def line(self):
