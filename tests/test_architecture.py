@@ -85,6 +85,7 @@ PURE = [
     "supervisor/converge.py",
     "supervisor/examine.py",
     "directory/declaration.py",
+    "directory/hosts_table.py",
     "directory/toml_lines.py",
     "capture/packets.py",
     "capture/flows.py",

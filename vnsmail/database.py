@@ -9,6 +9,7 @@ system's, and the owner of the file says them in its own words with ``reason``.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import apsw
@@ -25,7 +26,12 @@ class UnusableFile(apsw.Error):
 
 
 def open_file(
-    path: Path, schema: str, version: int, *, exclusive: bool = False
+    path: Path,
+    schema: str,
+    version: int,
+    *,
+    exclusive: bool = False,
+    migrations: Mapping[int, str] | None = None,
 ) -> apsw.Connection:
     """Open a database to read and write, making it with its schema if it is new.
 
@@ -34,6 +40,7 @@ def open_file(
         schema: statements that make the tables of a new file.
         version: number of that schema, one or more, kept as user_version.
         exclusive: let no other process open it while this one lives.
+        migrations: by version, statements that turn its tables into the next one's.
 
     Raises:
         apsw.Error: no database, corrupt, of another version, or held by a process.
@@ -50,7 +57,7 @@ def open_file(
             connection.pragma("locking_mode", "EXCLUSIVE")
         _require_log(connection.pragma("journal_mode", "WAL"))
         connection.pragma("synchronous", "FULL")
-        _bring_to(connection, schema, version)
+        _bring_to(connection, schema, version, migrations or {})
     except BaseException:
         connection.close()
         raise
@@ -125,12 +132,22 @@ def _make(path: Path) -> None:
     sync_folder(path.parent)
 
 
-def _bring_to(connection: apsw.Connection, schema: str, version: int) -> None:
+def _bring_to(
+    connection: apsw.Connection,
+    schema: str,
+    version: int,
+    migrations: Mapping[int, str],
+) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
-        if connection.pragma("user_version") == 0:
+        found = connection.pragma("user_version")
+        if found == 0:
             connection.execute(schema)
             connection.pragma("user_version", version)
+        while 0 < found < version and found in migrations:
+            connection.execute(migrations[found])
+            found += 1
+            connection.pragma("user_version", found)
         _require_version(connection, version)
         connection.execute("COMMIT")
     except BaseException:

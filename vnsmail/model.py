@@ -141,6 +141,34 @@ class Uplink(StrEnum):
     """A veth pair whose outer end is a port of a bridge of the machine."""
     MACVLAN = "macvlan"
     """A macvlan device, mode bridge, on a link of the machine."""
+    ROUTED = "routed"
+    """A veth pair with no other host on it: the machine routes between it and a link."""
+
+
+class SourceCheck(StrEnum):
+    """What is proven of the address that a virtual host's mail leaves from."""
+
+    STRICT = "strict"
+    """It is the host's own, in its packets and at the remote."""
+    NAT = "nat"
+    """It is the host's own up to the uplink; remotes see its public address."""
+    OFF = "off"
+    """Nothing is judged. Sockets are bound to the host's address all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a virtual host may use of the machine; None is as much as there is."""
+
+    messages_per_hour: int | None = None
+    """Messages taken for sending in any hour, one a message whatever its recipients."""
+    connections: int | None = None
+    """Connections open at a time, those that come in and those that go out each."""
+    queue_bytes: int | None = None
+    """Octets that the messages in its queue have together."""
+
+
+NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -214,7 +242,20 @@ class VirtualHost:
     uplink: Uplink | None = None
     """How the namespace reaches the network; None in an alias context."""
     gateways: tuple[IPAddress, ...] = ()
-    """Default routers inside the namespace, at most one a family."""
+    """Default routers for what leaves from its addresses, at most one a family. In an
+    alias context none means that the machine's own routes are used."""
+    mtu: int | None = None
+    """Octets of the largest packet on its link (netdevice(7)); None is as its uplink."""
+    vlan: int | None = None
+    """Tag of its packets on the uplink, 1 to 4094 (IEEE 802.1Q); None is untagged."""
+    resolvers: tuple[IPAddress, ...] = ()
+    """Name servers that it asks from its own address; none means those of vnsmail."""
+    source_check: SourceCheck = SourceCheck.STRICT
+    public_addresses: tuple[IPAddress, ...] = ()
+    """What remotes see in place of its sources behind NAT, at most one a family."""
+    limits: Limits = NO_LIMITS
+    suspended: bool = False
+    """Nothing is sent or received; its queue, users and network stay."""
 
     def source(self, family: Family) -> SourceAddress | None:
         """Return the address mail of that family leaves from, if there is one."""
@@ -232,6 +273,10 @@ class User:
     host: HostName
     local_part: str
     """Lower case; what stands before the @, at any of the host's domains."""
+    suspended: bool = False
+    """May not sign in; mail is still taken for it."""
+    quota: int | None = None
+    """Octets its mailbox may have; None is as many as there is room for."""
 
 
 @dataclass(frozen=True, slots=True)

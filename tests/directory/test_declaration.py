@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import tomllib
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from vnsmail.errors import BadInput
 from vnsmail.model import (
     Context,
     HostName,
+    Limits,
     SourceAddress,
+    SourceCheck,
     Uplink,
     VirtualHost,
     local_part,
@@ -192,6 +195,67 @@ WRONG = {
         f"{A}.uplink",
         "an alias has no uplink",
     ),
+    "an alias with a tag": (
+        table('context = "alias"', "vlan = 7"),
+        4,
+        f"{A}.vlan",
+        "an alias has no vlan",
+    ),
+    "a tag that is none": (table("vlan = 4095"), 3, f"{A}.vlan", "Input should be"),
+    "packets too small for IPv6": (
+        table("mtu = 1000"),
+        3,
+        f"{A}.mtu",
+        "Input should be",
+    ),
+    "a routed uplink with a router": (
+        table('uplink = "routed"', 'gateways = ["10.0.0.9"]'),
+        4,
+        f"{A}.gateways",
+        "the machine is the router",
+    ),
+    "nat without a public address": (
+        table('source_check = "nat"'),
+        3,
+        f"{A}.source_check",
+        "with nat, give the public_addresses",
+    ),
+    "a public address without nat": (
+        table('public_addresses = ["192.0.2.1"]'),
+        3,
+        f"{A}.public_addresses",
+        "they are seen behind NAT only",
+    ),
+    "two public addresses": (
+        table('source_check = "nat"', 'public_addresses = ["192.0.2.1", "192.0.2.2"]'),
+        4,
+        f"{A}.public_addresses[1]",
+        "'192.0.2.2': give one of each family",
+    ),
+    "a limit that nobody knows": (
+        table("limits = { messages = 5 }"),
+        3,
+        f"{A}.limits.messages",
+        "there is no such key; there is messages_per_hour, connections, queue_bytes",
+    ),
+    "a limit of nothing": (
+        table("limits = { connections = 0 }"),
+        3,
+        f"{A}.limits.connections",
+        "Input should be",
+    ),
+    "a name server twice": (
+        table('resolvers = ["10.0.0.5", "10.0.0.5"]'),
+        3,
+        f"{A}.resolvers[1]",
+        "'10.0.0.5': it is given twice",
+    ),
+    "suspended in words": (
+        table('suspended = "yes"'),
+        3,
+        f"{A}.suspended",
+        "'yes': Input should be a valid boolean",
+    ),
 }
 
 
@@ -282,8 +346,22 @@ def hosts(draw):
             domains=(name, *domains),
             link=draw(st.sampled_from(["eth0", "br-lan", "wan.7", "b\u00fcro"])),
             uplink=draw(st.sampled_from(Uplink)) if inside else None,
-            gateways=gateway if inside else (),
+            gateways=gateway,
+            mtu=draw(st.none() | st.integers(1280, 65535)) if inside else None,
+            resolvers=draw(st.sampled_from([(), (ip_address("192.0.2.2"),)])),
+            limits=draw(st.builds(Limits, *[st.none() | st.integers(1, 2**53)] * 3)),
+            suspended=draw(st.booleans()),
         )
+        if host.uplink is Uplink.ROUTED:
+            host = replace(host, gateways=())
+        elif inside:
+            host = replace(host, vlan=draw(st.none() | st.integers(1, 4094)))
+        if draw(st.booleans()):
+            host = replace(
+                host,
+                source_check=SourceCheck.NAT,
+                public_addresses=(ip_address("203.0.113.7"),),
+            )
         found.append((host, tuple(sorted(users))))
     return sorted(found, key=lambda pair: pair[0].name)
 
@@ -303,6 +381,13 @@ def test_round_trip(listed):
                 link=host.table.link or "",
                 uplink=host.table.uplink,
                 gateways=host.table.gateways or (),
+                mtu=host.table.mtu,
+                vlan=host.table.vlan,
+                resolvers=host.table.resolvers,
+                source_check=host.table.source_check,
+                public_addresses=host.table.public_addresses,
+                limits=host.table.limits.value,
+                suspended=host.table.suspended or False,
             ),
             host.table.users,
         )

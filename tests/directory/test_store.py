@@ -1,15 +1,20 @@
 import os
 import stat
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
+from vnsmail import database
 from vnsmail.directory import Directory, open_to_read
+from vnsmail.directory.store import VERSION
 from vnsmail.errors import BadInput, NotFound, NotPrivileged, StateUnusable, Taken
 from vnsmail.model import (
     Context,
     HostName,
+    Limits,
     SourceAddress,
+    SourceCheck,
     Uplink,
     User,
     VirtualHost,
@@ -29,6 +34,38 @@ def virtual_host(name=ALPHA, addresses=("10.77.0.11/24", "fd77::11/64"), domains
         uplink=Uplink.BRIDGE,
         gateways=(ip_address("10.77.0.1"), ip_address("fd77::1")),
     )
+
+
+VERSION_1 = """
+CREATE TABLE host (
+    name TEXT PRIMARY KEY,
+    state TEXT NOT NULL CHECK (state IN ('creating', 'active', 'destroying')),
+    context TEXT NOT NULL,
+    link TEXT NOT NULL,
+    uplink TEXT
+) STRICT;
+CREATE TABLE address (
+    address TEXT PRIMARY KEY,
+    prefix_length INTEGER NOT NULL,
+    host TEXT NOT NULL REFERENCES host ON DELETE CASCADE,
+    position INTEGER NOT NULL
+) STRICT;
+CREATE TABLE gateway (
+    address TEXT NOT NULL,
+    host TEXT NOT NULL REFERENCES host ON DELETE CASCADE,
+    position INTEGER NOT NULL
+) STRICT;
+CREATE TABLE domain (
+    name TEXT PRIMARY KEY,
+    host TEXT NOT NULL REFERENCES host ON DELETE CASCADE,
+    position INTEGER NOT NULL
+) STRICT;
+CREATE TABLE user (
+    host TEXT NOT NULL REFERENCES host ON DELETE CASCADE,
+    local_part TEXT NOT NULL,
+    PRIMARY KEY (host, local_part)
+) STRICT;
+"""
 
 
 @pytest.fixture
@@ -51,10 +88,72 @@ def add(directory, host, *users):
     return host
 
 
+class TestOlderFile:
+    """A file that an older vnsmail wrote."""
+
+    def test_is_brought_to_this_version(self, path):
+        """Hosts and users are there, and what they did not have is as if not given."""
+        connection = database.open_file(path, VERSION_1, 1)
+        for line in (
+            "INSERT INTO host VALUES ('alpha.example', 'active', 'alias', 'br0', NULL)",
+            "INSERT INTO address VALUES ('10.77.0.11', 24, 'alpha.example', 0)",
+            "INSERT INTO domain VALUES ('alpha.example', 'alpha.example', 0)",
+            "INSERT INTO user VALUES ('alpha.example', 'ann')",
+        ):
+            connection.execute(line)
+        connection.close()
+
+        directory = Directory(path)
+        addresses = (SourceAddress.parse("10.77.0.11/24"),)
+        (host,) = directory.hosts()
+        assert VirtualHost(ALPHA, Context.ALIAS, addresses, (ALPHA,), "br0") == host
+        assert (User(ALPHA, "ann"),) == directory.users(ALPHA)
+        directory.close()
+
+    def test_has_the_tables_of_a_new_one(self, path, tmp_path):
+        """However a file came about, its tables have the same columns."""
+        database.open_file(path, VERSION_1, 1).close()
+        Directory(path).close()
+        other = tmp_path / "new.db"
+        Directory(other).close()
+
+        assert columns(other) == columns(path)
+
+
+def columns(path):
+    connection = database.open_read_only(path, VERSION)
+    tables = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
+    found = {
+        table: sorted(connection.execute(f"PRAGMA table_info({table})"), key=by_name)
+        for (table,) in tables.fetchall()
+    }
+    connection.close()
+    return {
+        table: [
+            (name, kind, needed, default) for _, name, kind, needed, default, _ in c
+        ]
+        for table, c in found.items()
+    }
+
+
+def by_name(row):
+    return row[1]
+
+
 class TestHosts:
     def test_host_comes_back_as_it_was(self, path, directory):
         """Every fact of a host, and their order, outlives the process."""
-        host = add(directory, virtual_host(domains=["b.example", "a.example"]))
+        host = replace(
+            virtual_host(domains=["b.example", "a.example"]),
+            mtu=1400,
+            vlan=7,
+            resolvers=(ip_address("10.77.0.5"), ip_address("10.77.0.4")),
+            source_check=SourceCheck.NAT,
+            public_addresses=(ip_address("203.0.113.7"),),
+            limits=Limits(1000, 20, 2**30),
+            suspended=True,
+        )
+        add(directory, host)
         directory.close()
 
         directory = Directory(path)
@@ -360,6 +459,17 @@ class TestDeclare:
         assert ["eve", "zoe"] == [u.local_part for u in directory.users(ALPHA)]
         assert (BETA,) == directory.being_destroyed()
         assert ALPHA == directory.domain_owner(HostName("b.example"))
+
+    def test_who_stays_keeps_what_is_theirs(self, directory):
+        """A file names users and says nothing of them: what they have is kept."""
+        add(directory, virtual_host(), "ann", "bob")
+        directory.add_user(User(ALPHA, "eve", suspended=True, quota=5000))
+
+        directory.declare([(virtual_host(), ("ann", "eve", "zoe"))], [])
+
+        eve = User(ALPHA, "eve", suspended=True, quota=5000)
+        assert (User(ALPHA, "ann"), eve, User(ALPHA, "zoe")) == directory.users(ALPHA)
+        assert eve == directory.find_user("eve@alpha.example")
 
     def test_addresses_of_one_that_goes(self, directory):
         """They are free at once, for a host of the same file."""

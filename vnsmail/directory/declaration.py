@@ -14,35 +14,22 @@ found at once, each with its line and key; what is written is read back as it wa
 
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TypeAlias
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    ValidationError,
-    WithJsonSchema,
-)
+from pydantic import ValidationError
 
 from vnsmail import model
+from vnsmail.directory.hosts_table import HostsFile, HostTable, LimitsTable, schema
 from vnsmail.directory.toml_lines import Path, dotted, find_lines, nearest, quoted
 from vnsmail.errors import BadInput, VnsmailError
-from vnsmail.model import (
-    Context,
-    HostName,
-    IPAddress,
-    SourceAddress,
-    Uplink,
-    VirtualHost,
-)
+from vnsmail.model import Context, HostName, SourceCheck, Uplink, VirtualHost
+
+__all__ = ["HostTable", "HostsFile", "schema"]
 
 SCHEMA_FILE = "hosts.schema.json"
 """Where an editor looks for the schema: beside the file."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,128 +54,6 @@ class Misfits(VnsmailError):
 
     def __str__(self) -> str:
         return "; ".join(f"line {p.line}: {p.key}: {p.text}" for p in self.problems)
-
-
-# The format ---------------------------------------------------------------------
-
-
-def _words(
-    parse: Callable[[str], T], description: str, *examples: str
-) -> tuple[PlainValidator, WithJsonSchema]:
-    """Return how a word of the file becomes a value, and what the schema says of it."""
-
-    def understood(value: object) -> T:
-        if not isinstance(value, str):
-            message = "put it in quotes"
-            raise ValueError(message)  # noqa: TRY004  what pydantic collects
-        try:
-            return parse(value)
-        except BadInput as error:
-            raise ValueError(error.remedy) from None
-
-    schema = {"type": "string", "description": description, "examples": [*examples]}
-    return PlainValidator(understood), WithJsonSchema(schema)
-
-
-def _user(text: str) -> str:
-    return model.local_part(text.lower())
-
-
-def _link(text: str) -> str:
-    if not text or len(text.encode()) > 15 or re.search(r"[\s/]", text):  # IFNAMSIZ
-        raise BadInput("link", text, "write the name that `ip link` shows")
-    return text
-
-
-_Address = Annotated[
-    SourceAddress,
-    *_words(
-        SourceAddress.parse,
-        "An address with the prefix length of its network.",
-        "10.77.0.11/24",
-        "fd77::11/64",
-    ),
-]
-_Domain = Annotated[
-    HostName, *_words(model.domain_name, "A domain name.", "mail.alpha.example")
-]
-_Gateway = Annotated[
-    IPAddress, *_words(model.ip_address, "An address of a router.", "10.77.0.1")
-]
-_User = Annotated[str, *_words(_user, "What stands before the @.", "ann")]
-_Link = Annotated[str, *_words(_link, "The name of a link.", "eth0")]
-
-
-class HostTable(BaseModel):
-    """A virtual host."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    addresses: tuple[_Address, ...] = Field(
-        min_length=1,
-        description="Its own addresses, IPv4 or IPv6. The first of each family is the "
-        "one its mail leaves from.",
-    )
-    context: Context = Field(
-        Context.NAMESPACE,
-        description="Where its sockets live: namespace, a network namespace of its "
-        "own; alias, an address on a link of the machine.",
-    )
-    domains: tuple[_Domain, ...] = Field(
-        (), description="Further domains whose mail it takes; its name is the first."
-    )
-    link: _Link | None = Field(
-        None, description="Link of the machine; without it the one in its network."
-    )
-    uplink: Uplink | None = Field(
-        None,
-        description="How its namespace reaches the network; without it as fits the "
-        "link.",
-    )
-    gateways: tuple[_Gateway, ...] | None = Field(
-        None,
-        max_length=2,
-        description="Routers of its namespace, at most one a family; without it the "
-        "machine's, where they fit. [] is none.",
-    )
-    users: tuple[_User, ...] | None = Field(
-        None,
-        description="Who has a mailbox. Without it, users are left as they are. [] is "
-        "nobody.",
-    )
-
-
-class HostsFile(BaseModel):
-    """All virtual hosts of a vnsmail installation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, title="vnsmail hosts")
-
-    host: dict[str, HostTable] = Field(
-        default_factory=dict,
-        description="A table for each virtual host, by its full name.",
-    )
-
-
-def schema() -> dict[str, Any]:
-    """Return the JSON schema of the format, for editors."""
-    made: dict[str, Any] = _without_null(HostsFile.model_json_schema())
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
-
-
-def _without_null(part: Any) -> Any:  # noqa: ANN401  any JSON
-    """Return a schema without the null that TOML does not have."""
-    if isinstance(part, list):
-        return [_without_null(each) for each in part]
-    if not isinstance(part, dict):
-        return part
-    rest = {key: _without_null(value) for key, value in part.items()}
-    if rest.get("default", "") is None:
-        del rest["default"]
-    choices = [each for each in rest.get("anyOf", ()) if each != {"type": "null"}]
-    if len(choices) == 1:
-        del rest["anyOf"]
-        rest = {**choices[0], **rest}
-    return rest
 
 
 # Reading ------------------------------------------------------------------------
@@ -283,13 +148,18 @@ def _invalid(error: ValidationError, lines: Mapping[Path, int]) -> Iterator[Prob
         path, given = each["loc"], each["input"]
         text = each["msg"].removeprefix("Value error, ")
         if each["type"] == "extra_forbidden":
-            known = HostTable.model_fields if len(path) > 1 else HostsFile.model_fields
-            text = f"there is no such key; there is {', '.join(known)}"
+            text = f"there is no such key; there is {', '.join(_known(path))}"
         elif each["type"] in _IN_OUR_WORDS:
             text = _IN_OUR_WORDS[each["type"]].format(**each.get("ctx", {}))
         if isinstance(given, str):
             text = f"{given!r}: {text}"
         yield Problem(nearest(lines, path), dotted(path), text)
+
+
+def _known(path: tuple[int | str, ...]) -> Iterable[str]:
+    if len(path) == 1:
+        return HostsFile.model_fields
+    return (LimitsTable if "limits" in path[2:-1] else HostTable).model_fields
 
 
 def _conflicts(declaration: Declaration) -> Iterator[Problem]:
@@ -339,20 +209,53 @@ def _conflicts_within(
             text = f"{user!r}: it is given twice"
             yield declaration.problem(host, text, "users", number)
     gateways = table.gateways or ()
-    for number, gateway in enumerate(gateways):
-        if gateway.version in {each.version for each in gateways[:number]}:
-            text = f"'{gateway}': give one of each family"
-            yield declaration.problem(host, text, "gateways", number)
-        elif gateway in {each.address for each in table.addresses}:
-            text = f"'{gateway}': it is the host's own address"
-            yield declaration.problem(host, text, "gateways", number)
+    own = {each.address for each in table.addresses}
+    for key, things in (
+        ("gateways", gateways),
+        ("public_addresses", table.public_addresses),
+    ):
+        for number, each in enumerate(things):
+            if each.version in {other.version for other in things[:number]}:
+                text = f"'{each}': give one of each family"
+                yield declaration.problem(host, text, key, number)
+            elif key == "gateways" and each in own:
+                text = f"'{each}': it is the host's own address"
+                yield declaration.problem(host, text, key, number)
+    for number, resolver in enumerate(table.resolvers):
+        if resolver in table.resolvers[:number]:
+            text = f"'{resolver}': it is given twice"
+            yield declaration.problem(host, text, "resolvers", number)
+    yield from _misfits_of_context(declaration, host)
+    yield from _misfits_of_nat(declaration, host)
+
+
+def _misfits_of_context(
+    declaration: Declaration, host: DeclaredHost
+) -> Iterator[Problem]:
+    table = host.table
     if table.context is Context.ALIAS:
-        if table.uplink is not None:
-            text = "an alias has no uplink; leave it out"
-            yield declaration.problem(host, text, "uplink")
-        if gateways:
-            text = "an alias has no routers of its own; leave them out"
+        for key in ("uplink", "mtu", "vlan"):
+            if getattr(table, key) is not None:
+                text = f"an alias has no {key} of its own; leave it out"
+                yield declaration.problem(host, text, key)
+    elif table.uplink is Uplink.ROUTED:
+        if table.vlan is not None:
+            text = "nothing is tagged on a routed uplink; leave it out"
+            yield declaration.problem(host, text, "vlan")
+        if table.gateways:
+            text = "the machine is the router of a routed uplink; leave them out"
             yield declaration.problem(host, text, "gateways")
+
+
+def _misfits_of_nat(declaration: Declaration, host: DeclaredHost) -> Iterator[Problem]:
+    table = host.table
+    nat = table.source_check is SourceCheck.NAT
+    if nat and not table.public_addresses:
+        text = "with nat, give the public_addresses that remotes see"
+        yield declaration.problem(host, text, "source_check")
+    elif table.public_addresses and not nat:
+        text = 'they are seen behind NAT only; give source_check = "nat"'
+        yield declaration.problem(host, text, "public_addresses")
 
 
 # Writing ------------------------------------------------------------------------
@@ -374,9 +277,13 @@ def write(hosts: Iterable[tuple[VirtualHost, tuple[str, ...]]]) -> str:
     return HEAD + "".join(_table(host, users) for host, users in ordered)
 
 
-def entries(host: VirtualHost, users: tuple[str, ...]) -> dict[str, str | list[str]]:
+Value: TypeAlias = str | int | bool | list[str] | dict[str, int]
+"""What a key of the file can have, as we write it."""
+
+
+def entries(host: VirtualHost, users: tuple[str, ...]) -> dict[str, Value]:
     """Return the keys and values of a host's table; those that mean nothing are not."""
-    found: dict[str, str | list[str]] = {
+    found: dict[str, Value] = {
         "context": host.context.value,
         "addresses": [str(address) for address in host.addresses],
     }
@@ -385,18 +292,38 @@ def entries(host: VirtualHost, users: tuple[str, ...]) -> dict[str, str | list[s
     found["link"] = host.link
     if host.uplink is not None:
         found["uplink"] = host.uplink.value
-    if host.context is Context.NAMESPACE:
+    if host.context is Context.NAMESPACE or host.gateways:
         found["gateways"] = [str(gateway) for gateway in host.gateways]
+    check = host.source_check
+    limits = {key: n for key, n in asdict(host.limits).items() if n is not None}
+    optional: dict[str, Value | None] = {
+        "mtu": host.mtu,
+        "vlan": host.vlan,
+        "resolvers": [str(each) for each in host.resolvers],
+        "source_check": None if check is SourceCheck.STRICT else check.value,
+        "public_addresses": [str(each) for each in host.public_addresses],
+        "limits": limits,
+        "suspended": host.suspended,
+    }
+    found |= {key: value for key, value in optional.items() if value}
     found["users"] = list(users)
     return found
 
 
 def _table(host: VirtualHost, users: tuple[str, ...]) -> str:
     lines = [f"\n[host.{quoted(host.name)}]"]
-    for key, value in entries(host, users).items():
-        written = quoted(value) if isinstance(value, str) else _array(value)
-        lines.append(f"{key} = {written}")
+    lines += [f"{key} = {_written(v)}" for key, v in entries(host, users).items()]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _written(value: Value) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {n}' for key, n in value.items())} }}"
+    if isinstance(value, list):
+        return _array(value)
+    return quoted(value) if isinstance(value, str) else str(value)
 
 
 def _array(values: list[str]) -> str:

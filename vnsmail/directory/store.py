@@ -24,14 +24,17 @@ from vnsmail.errors import BadInput, NotFound, NotPrivileged, StateUnusable, Tak
 from vnsmail.model import (
     Context,
     HostName,
+    IPAddress,
+    Limits,
     SourceAddress,
+    SourceCheck,
     Uplink,
     User,
     VirtualHost,
     domain_name,
 )
 
-VERSION = 1
+VERSION = 2
 
 SCHEMA = """
 CREATE TABLE host (
@@ -39,7 +42,14 @@ CREATE TABLE host (
     state TEXT NOT NULL CHECK (state IN ('creating', 'active', 'destroying')),
     context TEXT NOT NULL,
     link TEXT NOT NULL,
-    uplink TEXT
+    uplink TEXT,
+    mtu INTEGER,
+    vlan INTEGER,
+    source_check TEXT NOT NULL DEFAULT 'strict',
+    messages_per_hour INTEGER,
+    connections INTEGER,
+    queue_bytes INTEGER,
+    suspended INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE TABLE address (
     address TEXT PRIMARY KEY,
@@ -60,11 +70,63 @@ CREATE TABLE domain (
 CREATE TABLE user (
     host TEXT NOT NULL REFERENCES host ON DELETE CASCADE,
     local_part TEXT NOT NULL,
+    suspended INTEGER NOT NULL DEFAULT 0,
+    quota INTEGER,
+    password TEXT NOT NULL DEFAULT '',
+    scram TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (host, local_part)
 ) STRICT;
 """
 
+SINCE_2 = """
+CREATE TABLE resolver (
+    address TEXT NOT NULL,
+    host TEXT NOT NULL REFERENCES host ON DELETE CASCADE,
+    position INTEGER NOT NULL
+) STRICT;
+CREATE TABLE public_address (
+    address TEXT NOT NULL,
+    host TEXT NOT NULL REFERENCES host ON DELETE CASCADE,
+    position INTEGER NOT NULL
+) STRICT;
+CREATE TABLE alias (
+    host TEXT NOT NULL REFERENCES host ON DELETE CASCADE,
+    local_part TEXT NOT NULL,
+    target TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    PRIMARY KEY (host, local_part, target)
+) STRICT;
+"""
+"""What version 1 did not have. An alias of local part * takes what nobody else does."""
+
+MIGRATIONS = {
+    1: """
+ALTER TABLE host ADD COLUMN mtu INTEGER;
+ALTER TABLE host ADD COLUMN vlan INTEGER;
+ALTER TABLE host ADD COLUMN source_check TEXT NOT NULL DEFAULT 'strict';
+ALTER TABLE host ADD COLUMN messages_per_hour INTEGER;
+ALTER TABLE host ADD COLUMN connections INTEGER;
+ALTER TABLE host ADD COLUMN queue_bytes INTEGER;
+ALTER TABLE host ADD COLUMN suspended INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE user ADD COLUMN suspended INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE user ADD COLUMN quota INTEGER;
+ALTER TABLE user ADD COLUMN password TEXT NOT NULL DEFAULT '';
+ALTER TABLE user ADD COLUMN scram TEXT NOT NULL DEFAULT '';
+"""
+    + SINCE_2,
+}
+"""What turns the tables of a version into those of the next."""
+
+SCHEMA += SINCE_2
+
 State = Literal["creating", "active", "destroying"]
+
+_FACTS = (
+    "context, link, uplink, mtu, vlan, source_check, suspended,"
+    " messages_per_hour, connections, queue_bytes"
+)
+_OF_A_HOST = ("address", "gateway", "resolver", "public_address", "domain")
+"""The tables of what a host has, but for people."""
 
 
 @contextlib.contextmanager
@@ -127,19 +189,16 @@ class DirectoryReader:
 
     def find(self, name: HostName) -> VirtualHost | None:
         """Return a virtual host, in whatever state, or None."""
-        rows = self._rows("SELECT context, link, uplink FROM host WHERE name=?", name)
+        rows = self._rows(f"SELECT {_FACTS} FROM host WHERE name=?", name)  # noqa: S608  words of ours
         if not rows:
             return None
-        context, link, uplink = rows[0]
+        context, link, uplink, mtu, vlan, check, suspended, *limits = rows[0]
         addresses = self._rows(
             "SELECT address, prefix_length FROM address WHERE host=? ORDER BY position",
             name,
         )
         domains = self._rows(
             "SELECT name FROM domain WHERE host=? ORDER BY position", name
-        )
-        gateways = self._rows(
-            "SELECT address FROM gateway WHERE host=? ORDER BY position", name
         )
         return VirtualHost(
             name=name,
@@ -148,7 +207,14 @@ class DirectoryReader:
             domains=tuple(HostName(domain) for (domain,) in domains),
             link=link,
             uplink=Uplink(uplink) if uplink else None,
-            gateways=tuple(ip_address(gateway) for (gateway,) in gateways),
+            gateways=self._listed("gateway", name),
+            mtu=mtu,
+            vlan=vlan,
+            resolvers=self._listed("resolver", name),
+            source_check=SourceCheck(check),
+            public_addresses=self._listed("public_address", name),
+            limits=Limits(*limits),
+            suspended=bool(suspended),
         )
 
     def being_destroyed(self) -> tuple[HostName, ...]:
@@ -171,9 +237,11 @@ class DirectoryReader:
     def users(self, host: HostName) -> tuple[User, ...]:
         """Return the users of a host, by local part."""
         rows = self._rows(
-            "SELECT local_part FROM user WHERE host = ? ORDER BY local_part", host
+            "SELECT local_part, suspended, quota FROM user"
+            " WHERE host = ? ORDER BY local_part",
+            host,
         )
-        return tuple(User(host, local_part) for (local_part,) in rows)
+        return tuple(User(host, name, bool(held), room) for name, held, room in rows)
 
     def find_user(self, address: str) -> User | None:
         """Return the user with that address at any domain of an active host."""
@@ -185,11 +253,15 @@ class DirectoryReader:
         if host is None:
             return None
         rows = self._rows(
-            "SELECT local_part FROM user WHERE host = ? AND local_part = ?",
+            "SELECT local_part, suspended, quota FROM user"
+            " WHERE host = ? AND local_part = ?",
             host,
             local_part.lower(),
         )
-        return User(host, rows[0][0]) if rows else None
+        if not rows:
+            return None
+        found, suspended, quota = rows[0]
+        return User(host, found, bool(suspended), quota)
 
     def check_free(self, host: VirtualHost) -> None:
         """Check that nobody has the name, the addresses and the domains of a host.
@@ -212,6 +284,13 @@ class DirectoryReader:
                 raise Taken(table, value, self._remedy(holder, has_it))
 
     # Within ---------------------------------------------------------------------
+
+    def _listed(self, table: str, host: HostName) -> tuple[IPAddress, ...]:
+        rows = self._rows(
+            f"SELECT address FROM {table} WHERE host=? ORDER BY position",  # noqa: S608  words of ours
+            host,
+        )
+        return tuple(ip_address(address) for (address,) in rows)
 
     def _rows(self, statement: str, *values: str) -> list[Any]:
         with _in_our_words(self._path):
@@ -243,7 +322,9 @@ class Directory(DirectoryReader):
 
     def __init__(self, path: Path) -> None:
         with _in_our_words(path):
-            connection = database.open_file(path, SCHEMA, VERSION)
+            connection = database.open_file(
+                path, SCHEMA, VERSION, migrations=MIGRATIONS
+            )
             connection.pragma("foreign_keys", 1)
         super().__init__(connection, path)
 
@@ -255,7 +336,7 @@ class Directory(DirectoryReader):
         """
         with self._change():
             self.check_free(host)
-            self._insert(host, "creating")
+            self._write(host, "creating")
 
     def declare(
         self,
@@ -276,15 +357,15 @@ class Directory(DirectoryReader):
         with self._change():
             for name in going:
                 execute("UPDATE host SET state = 'destroying' WHERE name = ?", (name,))
-                for table in ("address", "gateway", "domain", "user"):
+                for table in (*_OF_A_HOST, "user", "alias"):
                     execute(f"DELETE FROM {table} WHERE host = ?", (name,))  # noqa: S608  words of ours
             # All that change go before one comes: they may have changed places.
             for host, _ in listed:
-                execute("DELETE FROM host WHERE name = ?", (host.name,))
+                for table in _OF_A_HOST:
+                    execute(f"DELETE FROM {table} WHERE host = ?", (host.name,))  # noqa: S608  words of ours
             for host, users in listed:
-                self._insert(host, "active")
-                for local_part in users:
-                    execute("INSERT INTO user VALUES (?, ?)", (host.name, local_part))
+                self._write(host, "active")
+                self._keep_users(host.name, users)
 
     def activate(self, name: HostName) -> None:
         """Write down that a host is made.
@@ -332,10 +413,12 @@ class Directory(DirectoryReader):
         with self._change():
             if self._state(user.host) != "active":
                 raise _no_host(user.host)
-            if user in self.users(user.host):
+            if local_part in {each.local_part for each in self.users(user.host)}:
                 raise Taken("user", address, f"{user.host} has this user already")
             self._connection.execute(
-                "INSERT INTO user VALUES (?, ?)", (user.host, local_part)
+                "INSERT INTO user (host, local_part, suspended, quota)"
+                " VALUES (?, ?, ?, ?)",
+                (user.host, local_part, user.suspended, user.quota),
             )
 
     def remove_user(self, user: User) -> None:
@@ -353,25 +436,52 @@ class Directory(DirectoryReader):
                 address = f"{user.local_part}@{user.host}"
                 raise NotFound("user", address, "see `vnsmail user list`")
 
-    def _insert(self, host: VirtualHost, state: State) -> None:
+    def _write(self, host: VirtualHost, state: State) -> None:
+        """Write a host that is new, or one that has lost what ``_OF_A_HOST`` lists."""
         execute = self._connection.execute
+        limits = host.limits
+        facts = (
+            *(host.context, host.link, host.uplink, host.mtu, host.vlan),
+            *(host.source_check, host.suspended),
+            *(limits.messages_per_hour, limits.connections, limits.queue_bytes),
+        )
+        # Not REPLACE: that would take the users with it.
         execute(
-            "INSERT INTO host VALUES (?, ?, ?, ?, ?)",
-            (host.name, state, host.context, host.link, host.uplink),
+            f"INSERT INTO host (name, state, {_FACTS})"  # noqa: S608  words of ours
+            f" VALUES (?, ?{', ?' * len(facts)}) ON CONFLICT (name) DO UPDATE SET"
+            f" (state, {_FACTS}) = (excluded.state, {_excluded(_FACTS)})",
+            (host.name, state, *facts),
         )
         for position, each in enumerate(host.addresses):
             execute(
                 "INSERT INTO address VALUES (?, ?, ?, ?)",
                 (str(each.address), each.prefix_length, host.name, position),
             )
-        for position, domain in enumerate(host.domains):
-            execute(
-                "INSERT INTO domain VALUES (?, ?, ?)", (domain, host.name, position)
-            )
-        for position, gateway in enumerate(host.gateways):
-            execute(
-                "INSERT INTO gateway VALUES (?, ?, ?)",
-                (str(gateway), host.name, position),
+        for table, values in (
+            ("domain", host.domains),
+            ("gateway", host.gateways),
+            ("resolver", host.resolvers),
+            ("public_address", host.public_addresses),
+        ):
+            for position, value in enumerate(values):
+                execute(
+                    f"INSERT INTO {table} VALUES (?, ?, ?)",  # noqa: S608  words of ours
+                    (str(value), host.name, position),
+                )
+
+    def _keep_users(self, host: HostName, local_parts: Iterable[str]) -> None:
+        """Make these all the users of a host; those who stay keep their passwords."""
+        wanted = set(local_parts)
+        for user in self.users(host):
+            if user.local_part not in wanted:
+                self._connection.execute(
+                    "DELETE FROM user WHERE host = ? AND local_part = ?",
+                    (host, user.local_part),
+                )
+        for local_part in wanted:
+            self._connection.execute(
+                "INSERT OR IGNORE INTO user (host, local_part) VALUES (?, ?)",
+                (host, local_part),
             )
 
     def _move(self, name: HostName, to: State, *origins: State) -> None:
@@ -401,6 +511,10 @@ def _in_our_words(path: Path) -> Iterator[None]:
     except (apsw.Error, OSError) as error:
         remedy = "free it, or put back a copy"
         raise StateUnusable(str(path), database.reason(error), remedy) from error
+
+
+def _excluded(columns: str) -> str:
+    return ", ".join(f"excluded.{column.strip()}" for column in columns.split(","))
 
 
 def _no_host(name: str) -> NotFound:

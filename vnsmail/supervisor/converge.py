@@ -24,7 +24,12 @@ from vnsmail.net.plan import Actual, choose_gateways, choose_link
 
 Action: TypeAlias = Literal["create", "change", "destroy"]
 
-WITHOUT_SOCKETS = frozenset({"domains", "gateways"})
+WITHOUT_SOCKETS = frozenset(
+    {
+        *("domains", "gateways", "mtu", "limits", "suspended"),
+        *("resolvers", "source_check", "public_addresses"),
+    }
+)
 """Facts that can change while sockets stay open."""
 
 
@@ -141,16 +146,27 @@ def _tenant(declared: DeclaredHost, before: Tenant | None, actual: Actual) -> Te
         domains=declared.domains,
         link=link,
         uplink=uplink,
+        gateways=table.gateways or (),
+        mtu=table.mtu,
+        vlan=table.vlan,
+        resolvers=table.resolvers,
+        source_check=table.source_check,
+        public_addresses=table.public_addresses,
+        limits=table.limits.value,
+        suspended=_suspended(table.suspended, before),
     )
-    if host.context is Context.NAMESPACE:
-        gateways = table.gateways
-        if gateways is None:
-            gateways = _gateways(host, old, actual)
-        host = replace(host, gateways=gateways)
+    if host.context is Context.NAMESPACE and table.gateways is None:
+        host = replace(host, gateways=_gateways(host, old, actual))
     users = table.users
     if users is None:
         users = before.users if before else ()
     return Tenant(host, tuple(sorted(users)))
+
+
+def _suspended(said: bool | None, before: Tenant | None) -> bool:
+    if said is not None:
+        return said
+    return before is not None and before.facts.suspended
 
 
 def _link(
@@ -242,4 +258,6 @@ def _difference(name: str, before: object, after: object) -> str:
 def _listed(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return " ".join(str(each) for each in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {each}" for key, each in value.items())
     return "none" if value is None else str(value)
