@@ -256,6 +256,14 @@ class VirtualHost:
     limits: Limits = NO_LIMITS
     suspended: bool = False
     """Nothing is sent or received; its queue, users and network stay."""
+    helo: HostName | None = None
+    """What it calls itself to remotes and clients (RFC 5321 section 4.1.1.1); None is
+    its name."""
+
+    @property
+    def says(self) -> HostName:
+        """Return the name it gives in EHLO, greetings and trace headers."""
+        return self.helo or self.name
 
     def source(self, family: Family) -> SourceAddress | None:
         """Return the address mail of that family leaves from, if there is one."""

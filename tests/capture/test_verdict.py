@@ -1,6 +1,7 @@
 """Every way of being right or wrong, made of packets."""
 
 import ipaddress
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -180,6 +181,20 @@ def test_mail_of_nobody_else_here(sender):
     proof = prove(*RIGHT, mail(sender=sender, client_port=50000))
 
     assert Verdict.PASS == proof.verdict
+
+
+def test_another_name_than_its_own():
+    """A host that is to say another name is known by that one, and by no other."""
+    alpha = replace(ALPHA, helo="mx.alpha.test")
+    senders = (MACHINE, alpha, BETA)
+
+    def prove_it(name):
+        connections = flows(mail(name=name), BETA_MAIL, MACHINE_MAIL)
+        lines = [parse(line(name, ALPHA4), "north")]
+        return of(judge(senders, connections, lines, others=OTHERS), alpha)
+
+    assert Verdict.PASS == prove_it("mx.alpha.test").verdict
+    assert Verdict.FAIL == prove_it("alpha.example").verdict
 
 
 def test_cut_before_ehlo():

@@ -351,6 +351,7 @@ def hosts(draw):
             resolvers=draw(st.sampled_from([(), (ip_address("192.0.2.2"),)])),
             limits=draw(st.builds(Limits, *[st.none() | st.integers(1, 2**53)] * 3)),
             suspended=draw(st.booleans()),
+            helo=draw(st.sampled_from([None, name, *domains])),
         )
         if host.uplink is Uplink.ROUTED:
             host = replace(host, gateways=())
@@ -388,6 +389,7 @@ def test_round_trip(listed):
                 public_addresses=host.table.public_addresses,
                 limits=host.table.limits.value,
                 suspended=host.table.suspended or False,
+                helo=host.table.helo,
             ),
             host.table.users,
         )
@@ -470,3 +472,19 @@ def test_misfits_in_one_line():
 
     assert "line 3: host: no; line 4: host.x: never" == str(error)
     assert tomllib.loads(declaration.HEAD) == {}
+
+
+@pytest.mark.parametrize("helo", ["beta.example", "b.example", "mx.b.example"])
+def test_a_name_to_say_that_is_anothers(helo):
+    """Nobody could tell the two apart by what they say."""
+    text = (
+        '[host."beta.example"]\naddresses = ["10.77.0.12"]\ndomains = ["b.example"]\n'
+        'helo = "mx.b.example"\n[host."alpha.example"]\naddresses = ["10.77.0.11"]\n'
+        f'helo = "{helo}"\n'
+    )
+    with pytest.raises(Misfits) as caught:
+        parse(text)
+
+    (problem,) = caught.value.problems
+    assert (7, 'host."alpha.example".helo') == (problem.line, problem.key)
+    assert f"{helo!r}: beta.example has it" == problem.text

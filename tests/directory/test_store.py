@@ -152,6 +152,7 @@ class TestHosts:
             public_addresses=(ip_address("203.0.113.7"),),
             limits=Limits(1000, 20, 2**30),
             suspended=True,
+            helo=HostName("mx.alpha.example"),
         )
         add(directory, host)
         directory.close()
@@ -515,3 +516,73 @@ class TestDeclare:
 
         assert [BETA] == [host.name for host in directory.hosts()]
         assert () == directory.users(ALPHA)
+
+
+class TestChanges:
+    def test_change(self, directory):
+        """All facts are the new ones, and the users stay."""
+        add(directory, virtual_host(domains=["b.example"]), "ann")
+        other = replace(
+            virtual_host(addresses=["10.77.0.14/24"]), suspended=True, helo=BETA
+        )
+        directory.change(other)
+
+        assert (other,) == directory.hosts()
+        assert (User(ALPHA, "ann"),) == directory.users(ALPHA)
+
+    def test_a_change_to_what_is_taken(self, directory):
+        """Addresses, domains and the name it says have one holder; nothing is changed."""
+        alpha = add(directory, virtual_host())
+        beta = replace(
+            virtual_host(BETA, ["10.77.0.12/24"], ["b.example"]),
+            helo=HostName("mx.b.example"),
+        )
+        add(directory, beta)
+        for change in (
+            {"addresses": (SourceAddress.parse("10.77.0.12/16"),)},
+            {"domains": (ALPHA, HostName("b.example"))},
+            {"domains": (ALPHA, HostName("mx.b.example"))},
+            {"helo": BETA},
+            {"helo": HostName("mx.b.example")},
+        ):
+            with pytest.raises(Taken, match=BETA):
+                directory.change(replace(alpha, **change))
+            assert (alpha, beta) == directory.hosts()
+
+    def test_a_change_of_nobody(self, directory):
+        """One that is half made or unknown cannot be changed."""
+        with pytest.raises(NotFound):
+            directory.change(virtual_host())
+        directory.add_host(virtual_host())
+        with pytest.raises(NotFound):
+            directory.change(virtual_host())
+
+    def test_rename(self, path, directory):
+        """What belongs to it has the new name; what is left to do is written down."""
+        add(directory, virtual_host(domains=["b.example"]), "ann")
+        new = replace(virtual_host(BETA, ["10.77.0.11/24"], ["b.example", ALPHA]))
+        directory.rename(ALPHA, new)
+        directory.close()
+        directory = Directory(path)
+
+        assert (new,) == directory.hosts()
+        assert directory.find(ALPHA) is None
+        assert ((ALPHA, BETA),) == directory.renamed()
+        assert (User(BETA, "ann"),) == directory.users(BETA)
+        assert BETA == directory.domain_owner(ALPHA)
+        directory.finish_rename(BETA)
+        assert () == directory.renamed()
+        directory.close()
+
+    def test_rename_to_what_is_taken(self, directory):
+        """Neither a host nor a domain is taken from another."""
+        alpha = add(directory, virtual_host(), "ann")
+        beta = add(directory, virtual_host(BETA, ["10.77.0.12/24"], ["b.example"]))
+        for name in (BETA, HostName("b.example")):
+            with pytest.raises(Taken):
+                directory.rename(ALPHA, replace(alpha, name=name, domains=(name,)))
+        with pytest.raises(NotFound):
+            directory.rename(HostName("c.example"), alpha)
+
+        assert (alpha, beta) == directory.hosts()
+        assert (User(ALPHA, "ann"),) == directory.users(ALPHA)

@@ -47,7 +47,7 @@ class Sender:
     """Somebody whose mail is expected, and where it must come from."""
 
     name: str
-    """Shown, and expected in EHLO."""
+    """Shown, and expected in EHLO unless ``helo`` is."""
     context: str
     """``namespace``, ``alias`` or ``machine``."""
     expected: tuple[IPAddress, ...]
@@ -56,6 +56,13 @@ class Sender:
     """All its addresses: nobody else's mail may leave from these."""
     domains: frozenset[str] = frozenset()
     """Mail domains: nobody else's connections may carry mail from these."""
+    helo: str = ""
+    """Expected in EHLO; empty is its name."""
+
+    @property
+    def says(self) -> str:
+        """Return the name expected in EHLO."""
+        return self.helo or self.name
 
     def __str__(self) -> str:
         return "the machine" if self.context == "machine" else self.name
@@ -187,7 +194,7 @@ class _Account:
             asked: whether remotes were asked what they wrote.
         """
         if asked and self.mails and not self.right_lines:
-            self.problems.add(f"no remote's Received line names {self.sender.name}")
+            self.problems.add(f"no remote's Received line names {self.sender.says}")
         problems = (*self.problems.sentences(), *damage)
         if problems:
             verdict = Verdict.FAIL
@@ -217,7 +224,7 @@ def _by_family(address: IPAddress) -> tuple[int, int]:
 
 class _Court:
     def __init__(self, senders: Sequence[Sender], others: frozenset[IPAddress]) -> None:
-        self.accounts = {sender.name: _Account(sender) for sender in senders}
+        self.accounts = {sender.says: _Account(sender) for sender in senders}
         self.problems = _Problems()
         self.strangers = 0
         self._others = others
@@ -237,7 +244,7 @@ class _Court:
         if named:
             return
         if holder is not None:
-            self._nameless(self.accounts[holder.name], flow, said)
+            self._nameless(self.accounts[holder.says], flow, said)
         elif flow.server in self._holders:
             self.strangers += 1
         else:
@@ -280,13 +287,13 @@ class _Court:
             whose = "an address of its own that it does not send from"
         elif holder is not None:
             whose = f"the address of {holder}"
-            self.accounts[holder.name].problems.add(
+            self.accounts[holder.says].problems.add(
                 f"of {sender} came from its address {flow.client}", flow
             )
         else:
             whose = "an address of nobody here"
         expected = " or ".join(map(str, sender.expected)) or "any address"
-        self.accounts[sender.name].problems.add(
+        self.accounts[sender.says].problems.add(
             f"came from {flow.client}, {whose}, and not from {expected}", flow
         )
 
@@ -314,7 +321,7 @@ class _Court:
     def read(self, line: Received) -> None:
         """Compare what a remote wrote with what should have come."""
         names = line.names & self.accounts.keys()
-        holders = {self._holders[a].name for a in line.addresses & self._holders.keys()}
+        holders = {self._holders[a].says for a in line.addresses & self._holders.keys()}
         for name in sorted(names | holders):
             account = self.accounts[name]
             expected = line.addresses <= set(account.sender.expected)

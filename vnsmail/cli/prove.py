@@ -178,6 +178,7 @@ def _host(host: VirtualHost) -> Sender:
         expected=tuple(source.address for source in sources if source),
         addresses=frozenset(a.address for a in host.addresses),
         domains=frozenset(host.domains),
+        helo=host.says,
     )
 
 

@@ -73,7 +73,7 @@ async def route(
     except ResolveError as error:
         return say.unresolved(error)
     ordered = _ordered(exchangers, shuffle)[:MAX_EXCHANGERS]
-    usable = _before(ordered, {facts.name})
+    usable = _before(ordered, {facts.name, facts.owner})
     if not usable:
         return _loops(domain, facts)
     return await _reach(domain, usable, facts, resolver)

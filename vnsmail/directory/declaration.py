@@ -177,6 +177,20 @@ def _conflicts(declaration: Declaration) -> Iterator[Problem]:
             declaration, host, "domains", host.table.domains, holders, own=(host.name,)
         )
         yield from _conflicts_within(declaration, host)
+    yield from _claimed_names(declaration)
+
+
+def _claimed_names(declaration: Declaration) -> Iterator[Problem]:
+    """Find hosts that call themselves what another is called: nobody could tell them
+    apart by what they say."""
+    holders = {domain: h.name for h in declaration.hosts for domain in h.domains}
+    for host in declaration.hosts:
+        helo = host.table.helo
+        if helo is None:
+            continue
+        holder = holders.setdefault(helo, host.name)
+        if holder != host.name:
+            yield declaration.problem(host, f"{helo!r}: {holder} has it", "helo")
 
 
 def _claimed(
@@ -289,6 +303,8 @@ def entries(host: VirtualHost, users: tuple[str, ...]) -> dict[str, Value]:
     }
     if len(host.domains) > 1:
         found["domains"] = list(host.domains[1:])
+    if host.helo is not None:
+        found["helo"] = host.helo
     found["link"] = host.link
     if host.uplink is not None:
         found["uplink"] = host.uplink.value

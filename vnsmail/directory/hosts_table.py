@@ -65,6 +65,9 @@ _Address = Annotated[
 _Domain = Annotated[
     HostName, *_words(model.domain_name, "A domain name.", "mail.alpha.example")
 ]
+_Helo = Annotated[
+    HostName, *_words(model.domain_name, "A full host name.", "mx1.alpha.example")
+]
 _Gateway = Annotated[
     IPAddress, *_words(model.ip_address, "An address of a router.", "10.77.0.1")
 ]
@@ -118,6 +121,11 @@ class HostTable(BaseModel):
     )
     domains: tuple[_Domain, ...] = Field(
         (), description="Further domains whose mail it takes; its name is the first."
+    )
+    helo: _Helo | None = Field(
+        None,
+        description="What it calls itself in EHLO, greetings and trace headers; "
+        "without it its name. The name its address has in DNS is best.",
     )
     link: _Link | None = Field(
         None, description="Link of the machine; without it the one in its network."

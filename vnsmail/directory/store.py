@@ -34,7 +34,7 @@ from vnsmail.model import (
     domain_name,
 )
 
-VERSION = 2
+VERSION = 3
 
 SCHEMA = """
 CREATE TABLE host (
@@ -49,7 +49,9 @@ CREATE TABLE host (
     messages_per_hour INTEGER,
     connections INTEGER,
     queue_bytes INTEGER,
-    suspended INTEGER NOT NULL DEFAULT 0
+    suspended INTEGER NOT NULL DEFAULT 0,
+    helo TEXT,
+    renamed_from TEXT
 ) STRICT;
 CREATE TABLE address (
     address TEXT PRIMARY KEY,
@@ -114,6 +116,10 @@ ALTER TABLE user ADD COLUMN password TEXT NOT NULL DEFAULT '';
 ALTER TABLE user ADD COLUMN scram TEXT NOT NULL DEFAULT '';
 """
     + SINCE_2,
+    2: """
+ALTER TABLE host ADD COLUMN helo TEXT;
+ALTER TABLE host ADD COLUMN renamed_from TEXT;
+""",
 }
 """What turns the tables of a version into those of the next."""
 
@@ -123,7 +129,7 @@ State = Literal["creating", "active", "destroying"]
 
 _FACTS = (
     "context, link, uplink, mtu, vlan, source_check, suspended,"
-    " messages_per_hour, connections, queue_bytes"
+    " messages_per_hour, connections, queue_bytes, helo"
 )
 _OF_A_HOST = ("address", "gateway", "resolver", "public_address", "domain")
 """The tables of what a host has, but for people."""
@@ -192,7 +198,7 @@ class DirectoryReader:
         rows = self._rows(f"SELECT {_FACTS} FROM host WHERE name=?", name)  # noqa: S608  words of ours
         if not rows:
             return None
-        context, link, uplink, mtu, vlan, check, suspended, *limits = rows[0]
+        context, link, uplink, mtu, vlan, check, suspended, *limits, helo = rows[0]
         addresses = self._rows(
             "SELECT address, prefix_length FROM address WHERE host=? ORDER BY position",
             name,
@@ -215,6 +221,7 @@ class DirectoryReader:
             public_addresses=self._listed("public_address", name),
             limits=Limits(*limits),
             suspended=bool(suspended),
+            helo=HostName(helo) if helo else None,
         )
 
     def being_destroyed(self) -> tuple[HostName, ...]:
@@ -271,17 +278,41 @@ class DirectoryReader:
         """
         if self._state(host.name):
             raise Taken("virtual host", host.name, self._remedy(host.name, "it exists"))
-        wanted = [("address", "address", str(a.address)) for a in host.addresses]
-        wanted += [("domain", "name", domain) for domain in host.domains]
-        for table, column, value in wanted:
+        self.check_claims(host)
+
+    def check_claims(self, host: VirtualHost) -> None:
+        """Check that no other host has an address or a name of this one.
+
+        Raises:
+            Taken: somebody has; it says who.
+        """
+        wanted = [
+            ("address", "address", "address", str(a.address)) for a in host.addresses
+        ]
+        wanted += [("domain", "domain", "name", domain) for domain in host.domains]
+        # Who says another's name could not be told from that one by what it says.
+        wanted += [("HELO name", "host", "helo", name) for name in host.domains]
+        wanted.append(("HELO name", "domain", "name", host.says))
+        wanted.append(("HELO name", "host", "helo", host.says))
+        for what, table, column, value in wanted:
+            named = "name" if table == "host" else "host"
             rows = self._rows(
-                f"SELECT host FROM {table} WHERE {column} = ?",  # noqa: S608  two words of ours
+                f"SELECT {named} FROM {table} WHERE {column} = ? AND {named} != ?",  # noqa: S608  words of ours
                 value,
+                host.name,
             )
             if rows:
                 holder = rows[0][0]
                 has_it = f"virtual host {holder} has it"
-                raise Taken(table, value, self._remedy(holder, has_it))
+                raise Taken(what, value, self._remedy(holder, has_it))
+
+    def renamed(self) -> tuple[tuple[HostName, HostName], ...]:
+        """Return hosts with another name than some of what is theirs: old, new."""
+        rows = self._rows(
+            "SELECT renamed_from, name FROM host WHERE renamed_from IS NOT NULL"
+            " ORDER BY name"
+        )
+        return tuple((HostName(old), HostName(new)) for old, new in rows)
 
     # Within ---------------------------------------------------------------------
 
@@ -367,6 +398,64 @@ class Directory(DirectoryReader):
                 self._write(host, "active")
                 self._keep_users(host.name, users)
 
+    def change(self, host: VirtualHost) -> None:
+        """Write down an active host as it should be from now on; its users stay.
+
+        Raises:
+            Taken: an address or a name has another holder.
+            NotFound: no such host is active.
+        """
+        with self._change():
+            if self._state(host.name) != "active":
+                raise _no_host(host.name)
+            self.check_claims(host)
+            for table in _OF_A_HOST:
+                self._connection.execute(
+                    f"DELETE FROM {table} WHERE host = ?",  # noqa: S608  words of ours
+                    (host.name,),
+                )
+            self._write(host, "active")
+
+    def rename(self, old: HostName, host: VirtualHost) -> None:
+        """Write down that an active host has another name; all its own goes with it.
+
+        That its folder still has the old one is written down as well, until
+        ``finish_rename``.
+
+        Raises:
+            Taken: the name, or a domain, has another holder.
+            NotFound: no such host is active.
+        """
+        execute = self._connection.execute
+        with self._change():
+            if self._state(old) != "active":
+                raise _no_host(old)
+            if self._state(host.name):
+                remedy = self._remedy(host.name, "it exists")
+                raise Taken("virtual host", host.name, remedy)
+            # Checked at the end, when every row that names the host has its new name.
+            execute("PRAGMA defer_foreign_keys = 1")
+            execute(
+                "UPDATE host SET name = ?, renamed_from = ? WHERE name = ?",
+                (host.name, old, old),
+            )
+            for table in self._tables_of_hosts():
+                execute(
+                    f"UPDATE {table} SET host = ? WHERE host = ?",  # noqa: S608  words of the schema
+                    (host.name, old),
+                )
+            self.check_claims(host)
+            for table in _OF_A_HOST:
+                execute(f"DELETE FROM {table} WHERE host = ?", (host.name,))  # noqa: S608  words of ours
+            self._write(host, "active")
+
+    def finish_rename(self, name: HostName) -> None:
+        """Write down that all that is a host's has its name."""
+        with self._change():
+            self._connection.execute(
+                "UPDATE host SET renamed_from = NULL WHERE name = ?", (name,)
+            )
+
     def activate(self, name: HostName) -> None:
         """Write down that a host is made.
 
@@ -444,6 +533,7 @@ class Directory(DirectoryReader):
             *(host.context, host.link, host.uplink, host.mtu, host.vlan),
             *(host.source_check, host.suspended),
             *(limits.messages_per_hour, limits.connections, limits.queue_bytes),
+            host.helo,
         )
         # Not REPLACE: that would take the users with it.
         execute(
@@ -483,6 +573,14 @@ class Directory(DirectoryReader):
                 "INSERT OR IGNORE INTO user (host, local_part) VALUES (?, ?)",
                 (host, local_part),
             )
+
+    def _tables_of_hosts(self) -> tuple[str, ...]:
+        """Return all tables whose rows belong to hosts."""
+        rows = self._rows(
+            "SELECT m.name FROM sqlite_schema m JOIN pragma_foreign_key_list(m.name) k"
+            " WHERE m.type = 'table' AND k.\"table\" = 'host' AND k.\"from\" = 'host'"
+        )
+        return tuple(str(name) for (name,) in rows)
 
     def _move(self, name: HostName, to: State, *origins: State) -> None:
         with self._change():

@@ -27,7 +27,7 @@ Action: TypeAlias = Literal["create", "change", "destroy"]
 WITHOUT_SOCKETS = frozenset(
     {
         *("domains", "gateways", "mtu", "limits", "suspended"),
-        *("resolvers", "source_check", "public_addresses"),
+        *("resolvers", "source_check", "public_addresses", "helo"),
     }
 )
 """Facts that can change while sockets stay open."""
@@ -154,6 +154,7 @@ def _tenant(declared: DeclaredHost, before: Tenant | None, actual: Actual) -> Te
         public_addresses=table.public_addresses,
         limits=table.limits.value,
         suspended=_suspended(table.suspended, before),
+        helo=table.helo,
     )
     if host.context is Context.NAMESPACE and table.gateways is None:
         host = replace(host, gateways=_gateways(host, old, actual))

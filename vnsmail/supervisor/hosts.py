@@ -310,7 +310,7 @@ class Hosts:
         users = self._directory.users(host.name)
         facts = OwnerFacts(
             owner=host.name,
-            name=host.name,
+            name=host.says,
             folder=str(self._layout.owner_folder(Owner(host.name))),
             addresses=tuple(str(a.address) for a in host.addresses),
             domains=tuple(host.domains),
