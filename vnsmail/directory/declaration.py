@@ -181,9 +181,7 @@ def _conflicts(declaration: Declaration) -> Iterator[Problem]:
 
 
 def _claimed_names(declaration: Declaration) -> Iterator[Problem]:
-    """Find hosts that call themselves what another is called: nobody could tell them
-    apart by what they say.
-    """
+    """Find hosts that say the name of another, from which nobody could tell them."""
     holders = {domain: h.name for h in declaration.hosts for domain in h.domains}
     for host in declaration.hosts:
         helo = host.table.helo
