@@ -108,6 +108,24 @@ def local_part(text: str) -> str:
     )
 
 
+CATCH_ALL = "*"
+"""The local part of the alias that takes what no user and no other alias does."""
+
+
+def alias_local_part(text: str) -> str:
+    """Return ``text`` as what stands before the @ of an alias, or CATCH_ALL.
+
+    Raises:
+        BadInput: it cannot be that of an alias.
+    """
+    if text == CATCH_ALL:
+        return text
+    try:
+        return local_part(text)
+    except BadInput as error:
+        raise BadInput("alias", text, f"{error.remedy}, or * alone") from None
+
+
 class Family(IntEnum):
     """An address family; the value is the IP version."""
 
@@ -285,6 +303,27 @@ class User:
     """May not sign in; mail is still taken for it."""
     quota: int | None = None
     """Octets its mailbox may have; None is as many as there is room for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a user proves who it is with; both empty: nobody signs in."""
+
+    password: str = field(repr=False)
+    """Hash of the password, as Argon2 writes it (RFC 9106)."""
+    scram: str = field(repr=False)
+    """Keys for SCRAM-SHA-256, as RFC 5803 writes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A local part whose mail goes elsewhere."""
+
+    host: HostName
+    local_part: str
+    """Lower case, or CATCH_ALL; at any of the host's domains."""
+    targets: tuple[str, ...]
+    """Addresses, here or elsewhere, at least one."""
 
 
 @dataclass(frozen=True, slots=True)

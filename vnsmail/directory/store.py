@@ -15,12 +15,14 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import apsw
 
-from vnsmail import database, model
-from vnsmail.errors import BadInput, NotFound, NotPrivileged, StateUnusable, Taken
+from vnsmail import database
+from vnsmail.directory.file import in_our_words, no_host
+from vnsmail.directory.people import People, PeopleReader
+from vnsmail.errors import NotPrivileged, Taken
 from vnsmail.model import (
     Context,
     HostName,
@@ -29,9 +31,7 @@ from vnsmail.model import (
     SourceAddress,
     SourceCheck,
     Uplink,
-    User,
     VirtualHost,
-    domain_name,
 )
 
 VERSION = 3
@@ -101,6 +101,22 @@ CREATE TABLE alias (
 """
 """What version 1 did not have. An alias of local part * takes what nobody else does."""
 
+SINCE_3 = """
+CREATE TABLE sender (
+    host TEXT NOT NULL REFERENCES host ON DELETE CASCADE,
+    local_part TEXT NOT NULL,
+    address TEXT NOT NULL,
+    PRIMARY KEY (host, local_part, address)
+) STRICT;
+CREATE TABLE secret (
+    name TEXT PRIMARY KEY,
+    value BLOB NOT NULL
+) STRICT;
+INSERT INTO secret VALUES ('sign-in', randomblob(32));
+"""
+"""What version 2 did not have. A sender is an address that a user may send as besides
+its own; the secret is what answers for users who are not there are made of."""
+
 MIGRATIONS = {
     1: """
 ALTER TABLE host ADD COLUMN mtu INTEGER;
@@ -119,11 +135,12 @@ ALTER TABLE user ADD COLUMN scram TEXT NOT NULL DEFAULT '';
     2: """
 ALTER TABLE host ADD COLUMN helo TEXT;
 ALTER TABLE host ADD COLUMN renamed_from TEXT;
-""",
+"""
+    + SINCE_3,
 }
 """What turns the tables of a version into those of the next."""
 
-SCHEMA += SINCE_2
+SCHEMA += SINCE_2 + SINCE_3
 
 State = Literal["creating", "active", "destroying"]
 
@@ -152,7 +169,7 @@ def open_to_read(path: Path) -> "Iterator[DirectoryReader]":
         action = f"read {path}"
         remedy = "run it as the user that started vnsmail (root)"
         raise NotPrivileged(action, remedy) from None
-    with _in_our_words(path):
+    with in_our_words(path):
         if there:
             connection = database.open_read_only(path, VERSION)
         else:
@@ -165,17 +182,8 @@ def open_to_read(path: Path) -> "Iterator[DirectoryReader]":
         reader.close()
 
 
-class DirectoryReader:
+class DirectoryReader(PeopleReader):
     """What can be asked of the directory."""
-
-    def __init__(self, connection: apsw.Connection, path: Path) -> None:
-        self._connection = connection
-        self._path = path
-
-    def close(self) -> None:
-        """Close the file."""
-        with _in_our_words(self._path):
-            self._connection.close()
 
     def hosts(self) -> tuple[VirtualHost, ...]:
         """Return the virtual hosts that should exist, by name."""
@@ -190,7 +198,7 @@ class DirectoryReader:
         """
         found = self.find(name)
         if found is None:
-            raise _no_host(name)
+            raise no_host(name)
         return found
 
     def find(self, name: HostName) -> VirtualHost | None:
@@ -231,44 +239,6 @@ class DirectoryReader:
     def unfinished(self) -> tuple[HostName, ...]:
         """Return the hosts half made or half destroyed: those to be removed."""
         return (*self._in_state("creating"), *self._in_state("destroying"))
-
-    def domain_owner(self, domain: HostName) -> HostName | None:
-        """Return the active host that takes a domain's mail."""
-        rows = self._rows(
-            "SELECT host.name FROM domain JOIN host ON host = host.name"
-            " WHERE domain.name = ? AND state = 'active'",
-            domain,
-        )
-        return HostName(rows[0][0]) if rows else None
-
-    def users(self, host: HostName) -> tuple[User, ...]:
-        """Return the users of a host, by local part."""
-        rows = self._rows(
-            "SELECT local_part, suspended, quota FROM user"
-            " WHERE host = ? ORDER BY local_part",
-            host,
-        )
-        return tuple(User(host, name, bool(held), room) for name, held, room in rows)
-
-    def find_user(self, address: str) -> User | None:
-        """Return the user with that address at any domain of an active host."""
-        local_part, at, domain = address.rpartition("@")
-        try:
-            host = self.domain_owner(domain_name(domain)) if at else None
-        except BadInput:
-            return None
-        if host is None:
-            return None
-        rows = self._rows(
-            "SELECT local_part, suspended, quota FROM user"
-            " WHERE host = ? AND local_part = ?",
-            host,
-            local_part.lower(),
-        )
-        if not rows:
-            return None
-        found, suspended, quota = rows[0]
-        return User(host, found, bool(suspended), quota)
 
     def check_free(self, host: VirtualHost) -> None:
         """Check that nobody has the name, the addresses and the domains of a host.
@@ -323,17 +293,9 @@ class DirectoryReader:
         )
         return tuple(ip_address(address) for (address,) in rows)
 
-    def _rows(self, statement: str, *values: str) -> list[Any]:
-        with _in_our_words(self._path):
-            return self._connection.execute(statement, values).fetchall()
-
     def _in_state(self, state: State) -> tuple[HostName, ...]:
         rows = self._rows("SELECT name FROM host WHERE state=? ORDER BY name", state)
         return tuple(HostName(name) for (name,) in rows)
-
-    def _state(self, name: str) -> str:
-        rows = self._rows("SELECT state FROM host WHERE name = ?", name)
-        return str(rows[0][0]) if rows else ""
 
     def _remedy(self, holder: str, fact: str) -> str:
         if self._state(holder) == "active":
@@ -341,7 +303,7 @@ class DirectoryReader:
         return f"{fact}, half made or destroyed; run `vnsmail host destroy {holder}`"
 
 
-class Directory(DirectoryReader):
+class Directory(DirectoryReader, People):
     """The directory, to read and to change.
 
     Args:
@@ -352,7 +314,7 @@ class Directory(DirectoryReader):
     """
 
     def __init__(self, path: Path) -> None:
-        with _in_our_words(path):
+        with in_our_words(path):
             connection = database.open_file(
                 path, SCHEMA, VERSION, migrations=MIGRATIONS
             )
@@ -388,7 +350,7 @@ class Directory(DirectoryReader):
         with self._change():
             for name in going:
                 execute("UPDATE host SET state = 'destroying' WHERE name = ?", (name,))
-                for table in (*_OF_A_HOST, "user", "alias"):
+                for table in (*_OF_A_HOST, "user", "alias", "sender"):
                     execute(f"DELETE FROM {table} WHERE host = ?", (name,))  # noqa: S608  words of ours
             # All that change go before one comes: they may have changed places.
             for host, _ in listed:
@@ -481,49 +443,13 @@ class Directory(DirectoryReader):
         with self._change():
             self._connection.execute("DELETE FROM host WHERE name = ?", (name,))
             if not self._connection.changes():
-                raise _no_host(name)
+                raise no_host(name)
 
     def remove_hosts(self, names: Iterable[HostName]) -> None:
         """Forget hosts whose networks and files are gone, in one transaction."""
         with self._change():
             for name in names:
                 self._connection.execute("DELETE FROM host WHERE name = ?", (name,))
-
-    def add_user(self, user: User) -> None:
-        """Write down a user of an active host.
-
-        Raises:
-            BadInput: the local part cannot be that of a mailbox.
-            NotFound: there is no such host.
-            Taken: the host has this user.
-        """
-        local_part = model.local_part(user.local_part)
-        address = f"{local_part}@{user.host}"
-        with self._change():
-            if self._state(user.host) != "active":
-                raise _no_host(user.host)
-            if local_part in {each.local_part for each in self.users(user.host)}:
-                raise Taken("user", address, f"{user.host} has this user already")
-            self._connection.execute(
-                "INSERT INTO user (host, local_part, suspended, quota)"
-                " VALUES (?, ?, ?, ?)",
-                (user.host, local_part, user.suspended, user.quota),
-            )
-
-    def remove_user(self, user: User) -> None:
-        """Forget a user.
-
-        Raises:
-            NotFound: the host has no such user.
-        """
-        with self._change():
-            self._connection.execute(
-                "DELETE FROM user WHERE host = ? AND local_part = ?",
-                (user.host, user.local_part),
-            )
-            if not self._connection.changes():
-                address = f"{user.local_part}@{user.host}"
-                raise NotFound("user", address, "see `vnsmail user list`")
 
     def _write(self, host: VirtualHost, state: State) -> None:
         """Write a host that is new, or one that has lost what ``_OF_A_HOST`` lists."""
@@ -585,35 +511,11 @@ class Directory(DirectoryReader):
     def _move(self, name: HostName, to: State, *origins: State) -> None:
         with self._change():
             if self._state(name) not in origins:
-                raise _no_host(name)
+                raise no_host(name)
             self._connection.execute(
                 "UPDATE host SET state = ? WHERE name = ?", (to, name)
             )
 
-    @contextlib.contextmanager
-    def _change(self) -> Iterator[None]:
-        with _in_our_words(self._path):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._connection.execute("COMMIT")
-            except BaseException:
-                database.roll_back(self._connection)
-                raise
-
-
-@contextlib.contextmanager
-def _in_our_words(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (apsw.Error, OSError) as error:
-        remedy = "free it, or put back a copy"
-        raise StateUnusable(str(path), database.reason(error), remedy) from error
-
 
 def _excluded(columns: str) -> str:
     return ", ".join(f"excluded.{column.strip()}" for column in columns.split(","))
-
-
-def _no_host(name: str) -> NotFound:
-    return NotFound("virtual host", name, "see `vnsmail host list`")
