@@ -5,7 +5,7 @@ import pytest
 from tests.directory.test_store import ALPHA, BETA, add, virtual_host
 from vnsmail.directory import Directory
 from vnsmail.errors import BadInput, NotFound, Taken
-from vnsmail.model import Alias, Credentials, User
+from vnsmail.model import Alias, Credentials, HostName, User
 
 ANN = User(ALPHA, "ann")
 PROOFS = Credentials("$argon2id$one", "SCRAM-SHA-256$one")
@@ -156,7 +156,7 @@ class TestAliases:
     def test_of_nobody(self, directory):
         """Neither host nor alias is made up."""
         with pytest.raises(NotFound):
-            directory.add_alias(Alias("gamma.example", "a", ("a@x.example",)))
+            directory.add_alias(Alias(HostName("gamma.example"), "a", ("a@x.example",)))
         with pytest.raises(NotFound, match="vnsmail alias list"):
             directory.remove_alias(ALPHA, "sales")
 
