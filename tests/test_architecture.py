@@ -13,7 +13,7 @@ FLOORS = [
     {"errors"},
     {"model", "log"},
     {"settings", "channel", "database"},
-    {"smtp", "message", "net", "directory"},
+    {"smtp", "message", "net", "directory", "sasl"},
     {"queue", "broker", "capture"},
     {"mailbox", "resolve"},
     {"inbound", "delivery"},
@@ -29,8 +29,9 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 # supervisor starts its children by exec, so it needs none of their code but the
 # messages it exchanges with them.
 FORBIDDEN = {
-    "broker": {"vnsmail.smtp", "vnsmail.message"},
+    "broker": {"vnsmail.smtp", "vnsmail.message", "vnsmail.sasl"},
     "supervisor": {
+        "vnsmail.sasl",
         "vnsmail.smtp",
         "vnsmail.message",
         "vnsmail.queue",
@@ -63,6 +64,7 @@ PURE = [
     "model.py",
     "smtp/*.py",
     "message/*.py",
+    "sasl/*.py",
     "net/bpf.py",
     "net/hook_programs.py",
     "net/names.py",

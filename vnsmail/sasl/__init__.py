@@ -1,0 +1,1 @@
+"""Signing in (RFC 4422): passwords, keys, and the server's side of the mechanisms."""
