@@ -369,7 +369,7 @@ class Directory(DirectoryReader, People):
         """
         with self._change():
             if self._state(host.name) != "active":
-                raise _no_host(host.name)
+                raise no_host(host.name)
             self.check_claims(host)
             for table in _OF_A_HOST:
                 self._connection.execute(
@@ -391,7 +391,7 @@ class Directory(DirectoryReader, People):
         execute = self._connection.execute
         with self._change():
             if self._state(old) != "active":
-                raise _no_host(old)
+                raise no_host(old)
             if self._state(host.name):
                 remedy = self._remedy(host.name, "it exists")
                 raise Taken("virtual host", host.name, remedy)
