@@ -4,6 +4,7 @@
         BadInput                what the user asked for cannot be
             Taken               the name or address belongs to something already
             NotFound            nothing has that name
+            NotAllowed          it is somebody else's to do
         SettingsError           a settings file: file, key, value, problem
         NotPrivileged           this needs root or a user namespace
         DaemonNotRunning        no supervisor answers for this root
@@ -61,6 +62,12 @@ class Taken(BadInput):
 
 class NotFound(BadInput):
     """Nothing of this kind has this name."""
+
+
+class NotAllowed(BadInput):
+    """Somebody else may do this, and the one who asks may not."""
+
+    exit_code = 4
 
 
 class SettingsError(VnsmailError):

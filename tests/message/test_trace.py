@@ -58,6 +58,16 @@ def test_field_in_full():
         ({"helo": "[10.77.0.21]"}, "from [10.77.0.21] (mx1.north.example [10."),
         ({"extended": False}, "by alpha.example with SMTP id"),
         ({"smtputf8": True}, "by alpha.example with UTF8SMTP id"),
+        (
+            {"tls": "TLSv1.3, TLS_AES_256_GCM_SHA384"},
+            "with ESMTPS (TLSv1.3, TLS_AES_256_GCM_SHA384) id 0123",
+        ),
+        ({"authenticated": True}, "with ESMTPA id"),
+        ({"tls": "TLSv1.2, X", "authenticated": True}, "with ESMTPSA (TLSv1.2, X) id"),
+        ({"tls": "x", "authenticated": True, "smtputf8": True}, "with UTF8SMTPSA (x)"),
+        ({"authenticated": True, "user": "ann@a.example"}, "ESMTPA (ann@a.example)"),
+        ({"authenticated": True, "user": "a) (b"}, "with ESMTPA (a? ?b) id"),
+        ({"hide_client": True}, "Received: by alpha.example with ESMTP id"),
         ({"recipient": ""}, "id 0123456789abcdefghjk; Fri, 15"),
         (
             {"smtputf8": True, "recipient": "grüße@alpha.example"},

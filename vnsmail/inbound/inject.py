@@ -2,23 +2,34 @@
 
 What a mail program would have put there is added if it is missing (Date, From,
 Message-ID), Bcc goes, line ends become those of SMTP. Everything else stays as it is,
-byte for byte.
+byte for byte; but a From without a domain, as cron writes it, is nobody's address and
+gives way to the sender's own.
 
 Rules of this file: blocking, so it runs in the executor; at most one piece and the
-header block are in memory; what is wrong is BadInput, and leaves nothing behind.
+header block are in memory; what is wrong is BadInput, and leaves nothing behind; a
+user sends as itself, in the envelope and in From (RFC 6409 section 6.1).
 """
 
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
-from vnsmail.errors import BadInput
-from vnsmail.inbound.accept import Taken
+from vnsmail.errors import BadInput, NotAllowed
+from vnsmail.inbound.accept import AcceptPolicy, Taken
 from vnsmail.inbound.session import ReceiverFacts
+from vnsmail.message.addresses import Address, NoAddressList
+from vnsmail.message.complete import (
+    MAX_HEADER,
+    Missing,
+    authors,
+    completed,
+    mailbox,
+    separated,
+)
 from vnsmail.message.headers import MAX_HOPS, Header, parse_header
-from vnsmail.message.trace import date, received_locally
+from vnsmail.message.trace import received_locally
 from vnsmail.model import Envelope
 from vnsmail.queue.body import Body, BodyWriter
 from vnsmail.smtp.address import Mailbox, parse_mailbox
@@ -27,11 +38,8 @@ from vnsmail.smtp.errors import SmtpSyntaxError
 PIECE = 256 * 1024
 """Bytes read at a time."""
 
-MAX_HEADER = 1024 * 1024
-"""Bytes of a header block, ten times what Postfix takes (header_size_limit)."""
-
-LEFT_OUT = {"bcc", "resent-bcc"}
-"""Fields that name recipients the others must not see (RFC 5322 section 3.6.3)."""
+NAMED_RECIPIENTS = ("to", "cc", "bcc")
+"""Fields whose addresses ``sendmail -t`` sends to; with Resent- where there are such."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +47,20 @@ class InjectRequest:
     """What the command says of a message."""
 
     sender: str
+    """Reverse-path; empty for the null one."""
     recipients: tuple[str, ...]
     uid: int
     """Who ran the command, as the kernel says."""
+    user: str = ""
+    """Local part of the user who sends; empty if it may be any of the owner's."""
+    name: str = ""
+    """Stands beside the address in a From that is added."""
+    take_recipients: bool = False
+    """Those that the message names are recipients too."""
+    logins: tuple[tuple[str, str], ...] = ()
+    """Names of local accounts with the users they are: who is meant without a domain."""
+    offset: int = 0
+    """Bytes of the file that stand in front of the message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +84,23 @@ def prepare(
         now: seconds since the epoch.
 
     Raises:
-        BadInput: the sender is not the owner's, an address is none, or the message
-            cannot be sent as it is.
+        NotAllowed: the sender, or the From of the message, is not the user's.
+        BadInput: an address is none, or the message cannot be sent as it is.
         QueueUnavailable: there is no room for it.
     """
-    sender = _sender(request.sender, facts)
-    recipients = _recipients(request.recipients, facts)
-    pieces = _canonical(_read(fd, facts.max_message_size))
+    sender = _sender(request, facts)
+    pieces = _canonical(_read(fd, facts.max_message_size, request.offset))
     header = _header(pieces)
+    named = _named(header) if request.take_recipients else ()
+    recipients = _recipients((*request.recipients, *named), request, facts)
+    header = _with_author(header, request, facts)
     head = received_locally(facts.name, queue_id, now, request.uid)
-    head += _missing(header, sender, queue_id, facts.name, now)
-    head += b"".join(f.raw for f in header.fields if f.name not in LEFT_OUT)
+    author = mailbox(_author(sender, request, facts), request.name)
+    head += completed(header, Missing.of(now, queue_id, facts.name, author))
     eight_bit = not head.isascii()
     with BodyWriter(facts.folder) as writer:
         writer.write(head)
-        for piece in chain((_rest(header),), pieces):
+        for piece in chain((separated(header.rest),), pieces):
             eight_bit = eight_bit or not piece.isascii()
             writer.write(piece)
             if writer.size > facts.max_message_size:
@@ -101,44 +122,136 @@ def prepare(
 # Addresses -------------------------------------------------------------------------
 
 
-def _sender(text: str, facts: ReceiverFacts) -> str:
+def _sender(request: InjectRequest, facts: ReceiverFacts) -> str:
     """Return the sender, who must be somebody here: nobody sends as another host."""
-    decision = facts.policy.decide(_mailbox(text, "sender"))
-    if isinstance(decision, Taken):
-        return decision.address
-    raise BadInput("sender", text, f"{facts.name} has no such user")
+    if not request.sender:
+        return ""
+    decision = facts.policy.decide(_mailbox(request.sender, "sender", request, facts))
+    if not isinstance(decision, Taken):
+        raise NotAllowed("sender", request.sender, f"{facts.name} has no such user")
+    if request.user and decision.user != request.user:
+        raise NotAllowed("sender", request.sender, _own(request, facts))
+    return decision.address
 
 
-def _recipients(texts: tuple[str, ...], facts: ReceiverFacts) -> tuple[str, ...]:
+def _recipients(
+    texts: tuple[str, ...], request: InjectRequest, facts: ReceiverFacts
+) -> tuple[str, ...]:
     if not texts:
         raise BadInput("recipient", "", "give at least one")
-    if len(texts) > facts.max_recipients:
+    mailboxes = (_mailbox(text, "recipient", request, facts) for text in texts)
+    found = tuple(dict.fromkeys(map(facts.policy.spelled, mailboxes)))
+    if len(found) > facts.max_recipients:
         remedy = f"a message has {facts.max_recipients} at most; send it several times"
-        raise BadInput("recipients", str(len(texts)), remedy)
-    mailboxes = (_mailbox(text, "recipient") for text in texts)
-    return tuple(dict.fromkeys(map(facts.policy.spelled, mailboxes)))
+        raise BadInput("recipients", str(len(found)), remedy)
+    return found
 
 
-def _mailbox(text: str, what: str) -> Mailbox:
+def _named(header: Header) -> tuple[str, ...]:
+    """Return the recipients that a message names (sendmail -t)."""
+    resent = any(header.has(f"resent-{name}") for name in NAMED_RECIPIENTS)
+    prefix = "resent-" if resent else ""
+    try:
+        return tuple(
+            address.text
+            for name in NAMED_RECIPIENTS
+            for address in authors(header, prefix + name)
+            if address.text
+        )
+    except NoAddressList as error:
+        raise _bad(str(error)) from None
+
+
+def _mailbox(
+    text: str, what: str, request: InjectRequest, facts: ReceiverFacts
+) -> Mailbox:
+    """Return an address; one without a domain is somebody here."""
+    if "@" not in text and text:
+        text = f"{dict(request.logins).get(text, text)}@{facts.policy.domains[0]}"
     try:
         return parse_mailbox(text, smtputf8=True)
     except SmtpSyntaxError as error:
         raise BadInput(what, text, error.reply.text) from None
 
 
+def _author(sender: str, request: InjectRequest, facts: ReceiverFacts) -> str:
+    """Return the address of a From that is added."""
+    return sender or f"{request.user or 'postmaster'}@{facts.policy.domains[0]}"
+
+
+def _own(request: InjectRequest, facts: ReceiverFacts) -> str:
+    return f"this account sends as {request.user}@{facts.policy.domains[0]} only"
+
+
+# Whose message it is -----------------------------------------------------------------
+
+
+def _with_author(
+    header: Header, request: InjectRequest, facts: ReceiverFacts
+) -> Header:
+    """Return a header whose From and Sender are the user's own.
+
+    Raises:
+        NotAllowed: they name somebody else.
+        BadInput: nobody can tell whom they name.
+    """
+    try:
+        found = authors(header)
+        if request.user:
+            _check_authors((*found, *authors(header, "sender")), header, request, facts)
+    except NoAddressList as error:
+        if not request.user:
+            return header  # whoever may send as anybody knows
+        problem = f"{error}; others may read it as somebody else's"
+        raise _bad(problem) from None
+    if not found or any("@" in address.text for address in found):
+        return header
+    address = _author(request.sender and _sender(request, facts), request, facts)
+    author = mailbox(address, found[0].name or request.name)
+    fields = tuple(
+        replace(f, raw=f"From: {author}\r\n".encode()) if f.name == "from" else f
+        for f in header.fields
+    )
+    return replace(header, fields=fields)
+
+
+def _check_authors(
+    found: Iterable[Address],
+    header: Header,
+    request: InjectRequest,
+    facts: ReceiverFacts,
+) -> None:
+    if sum(field.name == "from" for field in header.fields) > 1:
+        raise _bad("it has several From fields; RFC 5322 section 3.6 allows one")
+    for address in found:
+        if "@" in address.text and not belongs(
+            address.text, request.user, facts.policy
+        ):
+            raise NotAllowed("From", address.text, _own(request, facts))
+
+
+def belongs(address: str, user: str, policy: AcceptPolicy) -> bool:
+    """Say whether an address is a user's own."""
+    try:
+        decision = policy.decide(parse_mailbox(address, smtputf8=True))
+    except SmtpSyntaxError:
+        return False
+    return isinstance(decision, Taken) and decision.user == user
+
+
 # The message -------------------------------------------------------------------------
 
 
-def _read(fd: int, limit: int) -> Iterator[bytes]:
+def _read(fd: int, limit: int, offset: int) -> Iterator[bytes]:
     """Return the file in pieces, wherever it was left by whoever wrote it."""
     try:
         facts = os.fstat(fd)
         # Anything else may keep a thread waiting for ever.
         if not stat.S_ISREG(facts.st_mode):
             raise _bad("it must come in a file")
-        if facts.st_size > limit:
+        if facts.st_size - offset > limit:
             raise _too_big(limit)
-        at = 0
+        at = offset
         while piece := os.pread(fd, PIECE, at):
             at += len(piece)
             yield piece
@@ -157,16 +270,16 @@ def _canonical(pieces: Iterable[bytes]) -> Iterator[bytes]:
         if data:
             yield _crlf(data)
     if held:
-        raise _bare_cr()
+        yield b"\r\n"
 
 
 def _crlf(data: bytes) -> bytes:
     if b"\0" in data:
         # RFC 5322 section 4: NUL is not even obsolete.
         raise _bad("it has a NUL byte, so it is no text; encode it (MIME)")
-    data = data.replace(b"\r\n", b"\n")
-    if b"\r" in data:
-        raise _bare_cr()
+    # A CR of its own begins a line anew on a screen (progress that a command shows); no
+    # message can have one.
+    data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     return data.replace(b"\n", b"\r\n")
 
 
@@ -191,29 +304,6 @@ def _header(pieces: Iterable[bytes]) -> Header:
     return header
 
 
-def _missing(
-    header: Header, sender: str, queue_id: str, name: str, now: float
-) -> bytes:
-    """Return the fields that every message must have (RFC 5322 section 3.6), if missing."""
-    fields = {
-        "Date": date(now),
-        "From": sender,
-        "Message-ID": f"<{queue_id}@{name}>",
-    }
-    lines = [
-        f"{field}: {value}\r\n"
-        for field, value in fields.items()
-        if not header.has(field.lower())
-    ]
-    return "".join(lines).encode()
-
-
-def _rest(header: Header) -> bytes:
-    """Return what follows the fields, with the empty line between them and the text."""
-    between = b"" if header.rest.startswith(b"\r\n") else b"\r\n"
-    return between + header.rest
-
-
 def _is_beyond_ascii(head: bytes) -> bool:
     """Say whether a header block is one of RFC 6532, which only SMTPUTF8 can carry.
 
@@ -227,10 +317,6 @@ def _is_beyond_ascii(head: bytes) -> bool:
 
 def _bad(problem: str) -> BadInput:
     return BadInput("message", "", problem)
-
-
-def _bare_cr() -> BadInput:
-    return _bad("it has a CR without LF; end its lines with LF or CRLF")
 
 
 def _too_big(limit: int) -> BadInput:

@@ -12,7 +12,8 @@ MAX_HOPS = 50
 section 6.3). Postfix, too, has 50 (hopcount_limit)."""
 
 # RFC 5322 section 3.6.8; white space before the colon is the obsolete form (4.5).
-_FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:")
+FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:")
+"""The name of a field and its colon, at the start of a line."""
 _RECEIVED = re.compile(rb"(?:^|\n)received[ \t]*:", re.IGNORECASE)
 
 
@@ -57,7 +58,7 @@ def parse_header(front: bytes) -> Header:
         if front[at : at + 1] in {b" ", b"\t"} and names:
             at = end + 2
             continue
-        match = _FIELD.match(front, at, end)
+        match = FIELD.match(front, at, end)
         if match is None:
             break
         names.append(match[1].decode("ascii").lower())

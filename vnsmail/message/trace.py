@@ -24,6 +24,9 @@ MAX_NAME = 255
 MAX_PATH = 256
 """Octets of a recipient with angle brackets (RFC 5321 section 4.5.3.1.3)."""
 
+_IN_COMMENT = re.compile(r"[^A-Za-z0-9._@,+ -]")
+"""What stands in a comment only in another form; one for all is enough."""
+
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._:\[\]-]")
 
 
@@ -45,6 +48,15 @@ class Arrival:
     extended: bool
     """The client said EHLO."""
     smtputf8: bool
+    tls: str = ""
+    """Version and cipher of the TLS that it came through, as ``TLSv1.3,
+    TLS_AES_256_GCM_SHA384``; empty without TLS."""
+    authenticated: bool = False
+    """The client had signed in."""
+    user: str = ""
+    """Who signed in, where that is to be told."""
+    hide_client: bool = False
+    """Neither name nor address of the client is told."""
     recipient: str = ""
     """The recipient if there is only one: several must not learn of each other (RFC
     5321 section 7.2)."""
@@ -52,17 +64,28 @@ class Arrival:
 
 def received(arrival: Arrival) -> bytes:
     """Return the Received field of a message that came over SMTP."""
-    protocol = "ESMTP" if arrival.extended else "SMTP"
-    if arrival.smtputf8:
-        protocol = "UTF8SMTP"
-    clauses = [
-        f"from {_client(arrival)}",
-        f"by {_name(arrival.by)} with {protocol} id {_name(arrival.queue_id)}",
-    ]
+    clauses = [] if arrival.hide_client else [f"from {_client(arrival)}"]
+    clauses.append(
+        f"by {_name(arrival.by)} with {_protocol(arrival)} id {_name(arrival.queue_id)}"
+    )
     path = f"<{_printable(arrival.recipient)}>"
     if arrival.recipient and len(path.encode()) <= MAX_PATH:
         clauses.append(f"for {path}")
     return _field(clauses, arrival.at, utf8=arrival.smtputf8)
+
+
+def _protocol(arrival: Arrival) -> str:
+    """Return the transmission type (RFC 3848, RFC 6531), and in a comment its TLS."""
+    if arrival.smtputf8:
+        protocol = "UTF8SMTP"
+    elif arrival.extended:
+        protocol = "ESMTP"
+    else:
+        return "SMTP"  # TLS and AUTH need EHLO
+    protocol += "S" if arrival.tls else ""
+    protocol += "A" if arrival.authenticated else ""
+    told = [_IN_COMMENT.sub("?", each) for each in (arrival.tls, arrival.user) if each]
+    return f"{protocol} ({', '.join(told)})" if told else protocol
 
 
 def received_locally(by: str, queue_id: str, at: float, uid: int) -> bytes:
