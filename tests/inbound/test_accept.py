@@ -6,10 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vnsmail.inbound.accept import (
+    MAX_TARGETS,
     MAX_USER,
     NO_SUCH_USER,
     RELAYING_DENIED,
     AcceptPolicy,
+    Aliased,
     Taken,
 )
 from vnsmail.smtp.address import Mailbox, parse_forward_path, parse_mailbox
@@ -29,6 +31,8 @@ ANYBODY = AcceptPolicy.of(["machine.example"], [], any_user=True)
         ("ann@alpha.example", "ann", "ann@alpha.example"),
         ("ANN@ALPHA.EXAMPLE", "ann", "ann@alpha.example"),
         ("Bob.B@alpha.test", "bob.b", "bob.b@alpha.test"),
+        ("Ann+Shop@alpha.test", "ann", "ann+shop@alpha.test"),
+        ("ann++@alpha.test", "ann", "ann++@alpha.test"),
         ('"ann"@alpha.test', "ann", "ann@alpha.test"),
         ("PostMaster@alpha.example", "postmaster", "postmaster@alpha.example"),
         ("postmaster@alpha.test", "postmaster", "postmaster@alpha.test"),
@@ -57,7 +61,8 @@ def test_just_postmaster():
     ("recipient", "reply"),
     [
         ("eve@alpha.example", NO_SUCH_USER),
-        ("ann+x@alpha.example", NO_SUCH_USER),
+        ("eve+x@alpha.example", NO_SUCH_USER),
+        ("+ann@alpha.example", NO_SUCH_USER),
         ("\u212aann@alpha.example", NO_SUCH_USER),
         ("ann@b.example", RELAYING_DENIED),
         ("ann@sub.alpha.example", RELAYING_DENIED),
@@ -137,3 +142,117 @@ def test_addresses_in_one_spelling_stay(address):
         again = parse_mailbox(decision.address, smtputf8=True)
         assert decision == policy.decide(again)
         assert decision.address == policy.spelled(again)
+
+
+# Aliases -------------------------------------------------------------------------------
+
+ALIASES = {
+    "sales": ("ann", "eve@x.example"),
+    "team": ("sales", "bob.b", "ann@alpha.test"),
+    "bob.b": ("bob.b", "bob@x.example"),
+    "round": ("about", "ann"),
+    "about": ("round",),
+    "empty": ("nobody", "empty+x"),
+    "self": ("self",),
+    "wrong": ("a b@x.example", "@"),
+    "tag": ("ann+tag",),
+}
+WITH = AcceptPolicy.of(
+    ["alpha.example", "alpha.test"], ["ann", "bob.b"], aliases=ALIASES
+)
+CATCHING = AcceptPolicy.of(
+    ["alpha.example"], ["ann"], aliases={"*": ("ann", "all@x.example"), "no": ("gone",)}
+)
+
+
+def expand(policy, recipient):
+    return policy.expand(parse_mailbox(recipient))
+
+
+@pytest.mark.parametrize(
+    ("recipient", "addresses", "users"),
+    [
+        ("Sales@alpha.test", ("ann@alpha.test", "eve@x.example"), ("ann",)),
+        ("sales+x@alpha.test", ("ann@alpha.test", "eve@x.example"), ("ann",)),
+        (
+            "team@alpha.example",
+            (
+                *("ann@alpha.example", "bob.b@alpha.example"),
+                *("eve@x.example", "bob@x.example"),
+            ),
+            ("ann", "bob.b"),
+        ),
+        (
+            "bob.b@alpha.example",
+            ("bob.b@alpha.example", "bob@x.example"),
+            ("bob.b",),
+        ),
+        ("round@alpha.example", ("ann@alpha.example",), ("ann",)),
+        ("tag@alpha.example", ("ann+tag@alpha.example",), ("ann",)),
+    ],
+)
+def test_aliases(recipient, addresses, users):
+    """They are taken apart to the last; each target once, those here first."""
+    assert Aliased(addresses, users) == expand(WITH, recipient)
+    assert addresses == WITH.meant(parse_mailbox(recipient))
+
+
+@pytest.mark.parametrize("name", ["empty", "self", "wrong", "nobody", "empty+x"])
+def test_aliases_of_nobody(name):
+    """One that comes to nothing is nobody."""
+    assert NO_SUCH_USER == expand(WITH, f"{name}@alpha.example")
+
+
+def test_aliases_elsewhere():
+    """Other domains have their own."""
+    assert RELAYING_DENIED == expand(WITH, "sales@x.example")
+    assert ("sales@x.example",) == WITH.meant(parse_mailbox("sales@x.example"))
+
+
+@pytest.mark.parametrize("name", ["anybody", "any+body", "*"])
+def test_catch_all(name):
+    """It takes what nobody else does."""
+    expected = Aliased(("ann@alpha.example", "all@x.example"), ("ann",))
+
+    assert expected == expand(CATCHING, f"{name}@alpha.example")
+
+
+def test_not_caught():
+    """Users, their subaddresses, postmaster and other aliases are somebody."""
+    for name, user in (("ann", "ann"), ("ann+x", "ann"), ("postmaster", "postmaster")):
+        taken = Taken(user, f"{name}@alpha.example")
+        assert taken == expand(CATCHING, f"{name}@alpha.example")
+    assert NO_SUCH_USER == expand(CATCHING, "no@alpha.example")
+
+
+def test_no_end_of_targets():
+    """What one address becomes is limited, however aliases are nested."""
+    many = tuple(f"u{n}@x.example" for n in range(MAX_TARGETS + 5))
+    decision = expand(
+        AcceptPolicy.of(["a.example"], [], aliases={"x": many}), "x@a.example"
+    )
+    assert isinstance(decision, Aliased)
+
+    assert MAX_TARGETS == len(decision.addresses)
+
+
+NAMES = st.sampled_from(
+    ["a", "b", "c", "ann", "*", "a+x", "x@y.example", "b@a.example"]
+)
+
+
+@given(
+    st.dictionaries(NAMES.filter(lambda n: "@" not in n), st.lists(NAMES).map(tuple)),
+    st.sampled_from(["a", "b", "ann", "c+x", "z"]),
+)
+def test_aliases_of_any_shape(aliases, name):
+    """However they point at each other, it ends, and what is here has a mailbox."""
+    policy = AcceptPolicy.of(["a.example"], ["ann"], aliases=aliases)
+    decision = policy.expand(Mailbox(name, "a.example"))
+
+    if isinstance(decision, Aliased):
+        assert set(decision.users) <= {"ann"}
+        assert len(set(decision.addresses)) == len(decision.addresses)
+        for address in decision.addresses:
+            here = policy.decide(parse_mailbox(address))
+            assert isinstance(here, Taken) or address == "x@y.example"
