@@ -1,6 +1,7 @@
 """Virtual hosts as ip(8) and their neighbours see them, from the making to the end."""
 
 import socket
+from dataclasses import replace
 
 import pytest
 
@@ -211,6 +212,30 @@ def test_bridge_keeps_its_address_and_hosts_its_mtu():
     (eth0,) = inside(namespace("host11.example"), "link show eth0")
     assert 1300 == eth0["mtu"]
     assert () == steps_to(*hosts)
+
+
+@alone()
+def test_mtu_of_one_host():
+    """One host's packets are smaller; its bridge and its neighbours stay as they are."""
+    build()
+    other = host("beta.example", "10.77.0.12/24")
+    small = [
+        replace(host("alpha.example", *BRIDGE), mtu=1300),
+        replace(host("gamma.example", *MACVLAN), mtu=1350),
+    ]
+    make(other, *small)
+
+    def sizes():
+        alpha, beta, gamma = (
+            inside(namespace(f"{name}.example"), "link show eth0")[0]["mtu"]
+            for name in ("alpha", "beta", "gamma")
+        )
+        return alpha, beta, gamma, ip("link show br0")[0]["mtu"]
+
+    assert (1300, 1500, 1350, 1500) == sizes()
+    assert () == steps_to(other, *small)
+    make(other, *(replace(each, mtu=None) for each in small))
+    assert (1500, 1500, 1500, 1500) == sizes()
 
 
 @alone()

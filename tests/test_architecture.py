@@ -71,6 +71,7 @@ PURE = [
     "net/messages.py",
     "net/requests.py",
     "net/facts.py",
+    "net/fit.py",
     "net/guard_changes.py",
     "net/guard_rules.py",
     "net/steps.py",

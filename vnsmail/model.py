@@ -162,6 +162,16 @@ class Uplink(StrEnum):
     ROUTED = "routed"
     """A veth pair with no other host on it: the machine routes between it and a link."""
 
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the uplink of that name; raises BadInput for any other."""
+        try:
+            return cls(text)
+        except ValueError:
+            raise BadInput(
+                "uplink", text, f"choose one of {', '.join(u.value for u in cls)}"
+            ) from None
+
 
 class SourceCheck(StrEnum):
     """What is proven of the address that a virtual host's mail leaves from."""

@@ -87,6 +87,25 @@ def test_create(vnsmail, supervisor):
     ] == supervisor.requests
 
 
+def test_create_with_an_uplink(vnsmail, supervisor):
+    """How the network is reached is the supervisor's to judge, but for what is no tag."""
+    supervisor.answers[control.CreateHost] = control.Planned((), changed=True)
+    done = vnsmail(*CREATE, "--uplink", "macvlan", "--mtu", "1400", "--vlan", "7")
+
+    assert 0 == done.code
+    assert [
+        control.CreateHost(
+            "alpha.example",
+            ("10.77.0.11/24",),
+            "namespace",
+            uplink="macvlan",
+            mtu=1400,
+            vlan=7,
+        )
+    ] == supervisor.requests
+    assert 2 == vnsmail(*CREATE, "--vlan", "4095").code
+
+
 def test_create_with_defaults(vnsmail, supervisor):
     """A namespace, and whatever link and router fit."""
     supervisor.answers[control.CreateHost] = control.Planned((), changed=False)
@@ -183,6 +202,8 @@ def test_list_json(vnsmail):
             "link": "br0",
             "uplink": "bridge",
             "gateways": ["10.77.0.1"],
+            "mtu": None,
+            "vlan": None,
         },
         {
             "name": "beta.example",
@@ -192,6 +213,8 @@ def test_list_json(vnsmail):
             "link": "eth0",
             "uplink": None,
             "gateways": [],
+            "mtu": None,
+            "vlan": None,
         },
     ] == vnsmail("host", "list", "--json").json
 
@@ -266,6 +289,8 @@ def test_show_json(vnsmail, supervisor):
 
     assert {
         *("name", "context", "addresses", "domains", "link", "uplink", "gateways"),
+        "mtu",
+        "vlan",
         *("users", "namespace", "state", "listening", "sessions", "queued"),
         *("deferred", "oldest", "guard"),
     } == set(found)

@@ -70,7 +70,12 @@ class Kernel:
             kind, below = "veth", step.port
             assert step.port not in self.links
             self.links[step.port] = Link(
-                step.port, kind, up=False, mtu=step.mtu, ours=True, master=step.link
+                step.port,
+                kind,
+                up=False,
+                mtu=step.outer_mtu,
+                ours=True,
+                master=step.link,
             )
         link = Link(INSIDE_LINK, kind, up=False, mtu=step.mtu, below=below)
         self._change(step.into, link=link)

@@ -1,6 +1,7 @@
 """Machines, virtual hosts and states of the network for tests, and for hypothesis."""
 
 import ipaddress
+from dataclasses import replace
 
 from hypothesis import strategies as st
 
@@ -78,7 +79,9 @@ def _host(draw, name, number):
         draw(st.sampled_from(["fd77::1", "fe80::1"])),
     ]
     kept = draw(st.lists(st.sampled_from(gateways), unique=True)) if uplink else ()
-    return host(name, *chosen, link=link, uplink=uplink, gateways=kept)
+    found = host(name, *chosen, link=link, uplink=uplink, gateways=kept)
+    mtu = draw(st.sampled_from([None, 1300, 1450])) if uplink else None
+    return replace(found, mtu=mtu)
 
 
 BR1 = Link("br1", "bridge", mtu=1500)

@@ -180,6 +180,41 @@ class TestHalf:
         assert expected == described([BOTH], half)
 
 
+class TestMtu:
+    @pytest.mark.parametrize(
+        ("uplink", "expected"),
+        [
+            ("bridge", [f"set mtu 1300 on eth0 in {NS}"]),
+            ("macvlan", [f"set mtu 1300 on eth0 in {NS}"]),
+        ],
+    )
+    def test_of_one_host(self, uplink, expected):
+        """The bridge's port stays as it is: the bridge carries what its smallest does."""
+        link = "br0" if uplink == "bridge" else "eth0"
+        before = host(uplink=uplink, link=link)
+
+        assert expected == described([replace(before, mtu=1300)], made(before))
+
+    @pytest.mark.parametrize("uplink", ["bridge", "macvlan"])
+    def test_made_with_it(self, uplink):
+        wanted = replace(host(uplink=uplink), mtu=1300)
+        (namespace,) = made(wanted).namespaces
+
+        assert 1300 == namespace.link.mtu
+
+    def test_never_more_than_the_uplink(self):
+        """A bridge whose packets became smaller takes its hosts along."""
+        before = made(replace(BOTH, mtu=1350))
+        smaller = tuple(
+            replace(x, mtu=1300) if x.name == "br0" else x for x in before.links
+        )
+
+        assert [
+            f"set mtu 1300 on {PORT}",
+            f"set mtu 1300 on eth0 in {NS}",
+        ] == described([replace(BOTH, mtu=1350)], replace(before, links=smaller))
+
+
 class TestChanges:
     def test_prefix_length(self):
         """An address with another prefix is removed first; its routes come back."""

@@ -168,6 +168,8 @@ WRONG = {
         "uplink",
         "br0 gives bridge",
     ),
+    "larger packets": (["10.77.0.11/24"], "mtu = 9000", 3, "mtu", "br0 carries"),
+    "a tag on a bridge": (["10.77.0.11/24"], "vlan = 7", 3, "vlan", "is a bridge"),
 }
 
 

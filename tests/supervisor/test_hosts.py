@@ -114,8 +114,8 @@ async def test_create(root):
 
 
 async def test_an_alias(root):
-    """A host with an alias has no namespace and no router of its own."""
-    await root.hosts.create(wanted(context="alias", gateways=("10.77.0.1",)))
+    """A host with an alias has no namespace, and no router unless it is given one."""
+    await root.hosts.create(wanted(context="alias"))
 
     assert {"10.77.0.11"} == root.made
     assert "" == root.services.served[ALPHA].namespace
@@ -182,6 +182,14 @@ async def test_taken(root, request_, words):
         CreateHost("alpha.example", ("nonsense",), "namespace"),
         CreateHost("alpha.example", ("203.0.113.5/24",), "namespace"),
         CreateHost("alpha.example", ("10.77.0.11/24",), "jail"),
+        CreateHost("alpha.example", ("10.77.0.11/24",), "namespace", uplink="wire"),
+        CreateHost("alpha.example", ("10.77.0.11/24",), "namespace", uplink="macvlan"),
+        CreateHost("alpha.example", ("10.77.0.11/24",), "alias", uplink="bridge"),
+        CreateHost("alpha.example", ("10.77.0.11/24",), "namespace", mtu=9000),
+        CreateHost("alpha.example", ("10.77.0.11/24",), "namespace", vlan=7),
+        CreateHost(
+            "alpha.example", ("10.77.0.11/24",), "namespace", gateways=("fd77::1",)
+        ),
         wanted(link="no-such-link"),
         wanted(gateways=("nonsense",)),
         wanted(domains=("nonsense",)),

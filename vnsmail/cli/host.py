@@ -49,7 +49,30 @@ def create(
     ] = None,
     gateway: Annotated[
         list[str] | None,
-        typer.Option(help="Router of the namespace; else the machine's, if it fits."),
+        typer.Option(
+            help="Router for what leaves from its addresses, one a family; else the "
+            "machine's, if it fits."
+        ),
+    ] = None,
+    uplink: Annotated[
+        str | None,
+        typer.Option(
+            help="How its namespace reaches the network: **bridge**, **macvlan** or "
+            "**routed**; else as fits the link."
+        ),
+    ] = None,
+    mtu: Annotated[
+        int | None,
+        typer.Option(
+            metavar="OCTETS",
+            help="Largest packet on the link of its namespace; else as its uplink.",
+        ),
+    ] = None,
+    vlan: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=4094, metavar="TAG", help="Tag of its packets on the uplink."
+        ),
     ] = None,
     dry_run: DryRun = False,
     json: AsJson = False,
@@ -63,6 +86,9 @@ def create(
         gateways=tuple(gateway or ()),
         domains=tuple(domain or ()),
         dry_run=dry_run,
+        uplink=uplink,
+        mtu=mtu,
+        vlan=vlan,
     )
     answer = client.ask(layout_of(context), request, control.Planned)
     _show_plan(answer, json=json, dry_run=dry_run)
@@ -147,6 +173,8 @@ def _described(host: VirtualHost) -> dict[str, object]:
         "link": host.link,
         "uplink": host.uplink.value if host.uplink else None,
         "gateways": [str(gateway) for gateway in host.gateways],
+        "mtu": host.mtu,
+        "vlan": host.vlan,
     }
 
 

@@ -19,6 +19,7 @@ def choose_link(
     actual: Actual,
     context: Context,
     requested: str | None,
+    uplink: Uplink | None = None,
 ) -> tuple[str, Uplink | None]:
     """Return the machine's link for a virtual host, and how its namespace uses it.
 
@@ -27,9 +28,10 @@ def choose_link(
         actual: the network as observed.
         context: where its sockets will live.
         requested: the link the user named, if any.
+        uplink: how the user wants it used; without it as fits the link.
 
     Raises:
-        BadInput: no link reaches an address, or the named one cannot be used.
+        BadInput: no link reaches an address, or the one named cannot be used, or not so.
         Taken: the machine has an address already.
     """
     _refuse_taken(addresses, actual)
@@ -41,9 +43,16 @@ def choose_link(
         _refuse_unreachable(address, link, named=requested is not None)
         if context is Context.NAMESPACE:
             _refuse_lonely(address, link)
+    fits = Uplink.BRIDGE if link.kind == "bridge" else Uplink.MACVLAN
     if context is Context.ALIAS:
+        if uplink is not None:
+            remedy = "an alias is on the link itself; leave it out"
+            raise BadInput("uplink", uplink.value, remedy)
         return link.name, None
-    return link.name, Uplink.BRIDGE if link.kind == "bridge" else Uplink.MACVLAN
+    if uplink not in {None, fits}:
+        remedy = f"{link.name} gives {fits.value}; leave it out"
+        raise BadInput("uplink", str(uplink), remedy)
+    return link.name, fits
 
 
 def choose_gateways(

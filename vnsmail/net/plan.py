@@ -22,6 +22,7 @@ from vnsmail.model import (
 from vnsmail.net import names
 from vnsmail.net.choose import choose_gateways, choose_link
 from vnsmail.net.facts import Actual, Alias, Desired, Link, Namespace
+from vnsmail.net.fit import reduced
 from vnsmail.net.steps import (
     AddAddress,
     AddAlias,
@@ -208,16 +209,17 @@ class _Host:
                 link=self.facts.link,
                 port=self.port,
                 mtu=mtu,
+                outer_mtu=self._outer_mtu(),
             )
             return
-        if self._outer is None:
-            return
-        # A bridge that was removed and made again has lost its ports, not they it.
-        if self._outer.master != self.facts.link:
-            yield JoinBridge(self.port, self.facts.link)
-        # Larger packets than the bridge carries are lost without a word.
-        if self._outer.mtu != mtu:
-            yield SetMtu(self.port, mtu)
+        if self._outer is not None:
+            # A bridge that was removed and made again has lost its ports, not they it.
+            if self._outer.master != self.facts.link:
+                yield JoinBridge(self.port, self.facts.link)
+            # Larger packets than the bridge carries are lost without a word. It would
+            # itself carry no larger ones than its smallest port does.
+            if self._outer.mtu != (outer := self._outer_mtu()):
+                yield SetMtu(self.port, outer)
         if self._kept.mtu != mtu:
             yield SetMtu(self._kept.name, mtu, self.namespace)
 
@@ -248,5 +250,7 @@ class _Host:
         return link.kind == "macvlan" and link.below == self.facts.link
 
     def _mtu(self) -> int:
-        bridge = self._there.links.get(self.facts.link)
-        return bridge.mtu if bridge else 1500
+        return reduced(self.facts.mtu, self._there.links.get(self.facts.link))
+
+    def _outer_mtu(self) -> int:
+        return reduced(None, self._there.links.get(self.facts.link))

@@ -65,19 +65,20 @@ def connect(step: Connect, index: Index, mark: int, fd: int) -> bytes:
         fd: descriptor of the namespace.
     """
     ours, into = number(_GROUP, mark), number(_NAMESPACE_FD, fd)
+    mtu = number(_MTU, step.mtu)
     if step.uplink is Uplink.MACVLAN:
         data = nested(_DATA, number(_MACVLAN_MODE, _MACVLAN_BRIDGE))
         kind = nested(_INFO, text(_KIND, "macvlan"), data)
         body = messages.link(
-            ours, number(_BELOW, index(step.link)), into, kind, name=names.INSIDE_LINK
+            *(ours, mtu, number(_BELOW, index(step.link)), into, kind),
+            name=names.INSIDE_LINK,
         )
         return message(messages.NEW_LINK, CREATE | EXCLUSIVE, body)
-    mtu = number(_MTU, step.mtu)
     peer = attribute(_PEER, messages.link(mtu, into, name=names.INSIDE_LINK))
     hardware = bytes.fromhex(names.port_address(step.link).replace(":", ""))
     body = messages.link(
         ours,
-        mtu,
+        number(_MTU, step.outer_mtu),
         number(_MASTER, index(step.link)),
         attribute(_HARDWARE, hardware),
         nested(_INFO, text(_KIND, "veth"), nested(_DATA, peer)),

@@ -48,6 +48,8 @@ class Connect:
     port: str
     """Name of the machine's end of the veth pair; empty for a macvlan."""
     mtu: int
+    outer_mtu: int
+    """That of the machine's end."""
     namespace: ClassVar[str] = ""
 
     def describe(self) -> str:
@@ -81,7 +83,7 @@ class RemoveLink:
 
 @dataclass(frozen=True, slots=True)
 class SetMtu:
-    """Let a link carry packets as large as the bridge does, and no larger."""
+    """Let a link carry packets of so many octets, and no larger."""
 
     link: str
     mtu: int

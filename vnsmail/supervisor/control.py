@@ -29,6 +29,9 @@ class CreateHost(_Message, frozen=True):
     gateways: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
     dry_run: bool = False
+    uplink: str | None = None
+    mtu: int | None = None
+    vlan: int | None = None
 
 
 class DestroyHost(_Message, frozen=True):

@@ -20,6 +20,7 @@ from vnsmail.model import (
     Uplink,
     VirtualHost,
 )
+from vnsmail.net.fit import check
 from vnsmail.net.plan import Actual, choose_gateways, choose_link
 
 Action: TypeAlias = Literal["create", "change", "destroy"]
@@ -158,6 +159,7 @@ def _tenant(declared: DeclaredHost, before: Tenant | None, actual: Actual) -> Te
     )
     if host.context is Context.NAMESPACE and table.gateways is None:
         host = replace(host, gateways=_gateways(host, old, actual))
+    check(host, actual, old)
     users = table.users
     if users is None:
         users = before.users if before else ()
@@ -185,11 +187,7 @@ def _link(
     requested = table.link
     if requested is None and old is not None and _reaches(old.link, table, actual):
         requested = old.link
-    link, uplink = choose_link(table.addresses, actual, table.context, requested)
-    if table.uplink not in {None, uplink}:
-        remedy = f"{link} gives {uplink}; leave it out"
-        raise BadInput("uplink", str(table.uplink), remedy)
-    return link, uplink
+    return choose_link(table.addresses, actual, table.context, requested, table.uplink)
 
 
 def _reaches(link: str, table: file.HostTable, actual: Actual) -> bool:

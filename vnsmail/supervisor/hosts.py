@@ -19,15 +19,16 @@ from vnsmail.model import (
     MACHINE,
     Context,
     HostName,
-    IPAddress,
     Owner,
     SourceAddress,
+    Uplink,
     VirtualHost,
     domain_name,
     host_name,
     ip_address,
 )
 from vnsmail.net import names
+from vnsmail.net.fit import check
 from vnsmail.net.guard_rules import desired as guarded
 from vnsmail.net.guard_rules import socket_mark
 from vnsmail.net.plan import Actual, choose_gateways, choose_link
@@ -291,20 +292,50 @@ class Hosts:
         if len({a.address for a in addresses}) != len(addresses):
             raise BadInput("virtual host", name, "an address is given twice")
         context = Context.parse(request.context)
+        uplink = None if request.uplink is None else Uplink.parse(request.uplink)
+        gateways = tuple(ip_address(text) for text in request.gateways)
         existing = self._directory.find(name)
-        if existing and (existing.addresses, existing.context) == (addresses, context):
-            link, uplink = existing.link, existing.uplink
-            if request.link and request.link != link:
-                link, uplink = choose_link(addresses, actual, context, request.link)
-        else:
-            link, uplink = choose_link(addresses, actual, context, request.link)
-        gateways: tuple[IPAddress, ...] = ()
-        if context is Context.NAMESPACE:
-            gateways = tuple(ip_address(text) for text in request.gateways)
+        same = existing and (existing.addresses, existing.context) == (
+            addresses,
+            context,
+        )
+        link, chosen = self._link(
+            request, addresses, context, uplink, actual, existing if same else None
+        )
+        if context is Context.NAMESPACE and chosen is not Uplink.ROUTED:
             gateways = gateways or choose_gateways(addresses, actual, link)
         extra = tuple(domain_name(text) for text in request.domains)
-        domains = (name, *(d for d in dict.fromkeys(extra) if d != name))
-        return VirtualHost(name, context, addresses, domains, link, uplink, gateways)
+        host = VirtualHost(
+            name=name,
+            context=context,
+            addresses=addresses,
+            domains=(name, *(d for d in dict.fromkeys(extra) if d != name)),
+            link=link,
+            uplink=chosen,
+            gateways=gateways,
+            mtu=request.mtu,
+            vlan=request.vlan,
+        )
+        check(host, actual, existing)
+        return host
+
+    def _link(
+        self,
+        request: control.CreateHost,
+        addresses: tuple[SourceAddress, ...],
+        context: Context,
+        uplink: Uplink | None,
+        actual: Actual,
+        same: VirtualHost | None,
+    ) -> tuple[str, Uplink | None]:
+        """Return the link of a host, and how it is used; ``same`` has it already."""
+        if (
+            same is not None
+            and request.link in {None, same.link}
+            and uplink in {None, same.uplink}
+        ):
+            return same.link, same.uplink
+        return choose_link(addresses, actual, context, request.link, uplink)
 
     def _service(self, host: VirtualHost) -> Service:
         users = self._directory.users(host.name)
