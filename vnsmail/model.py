@@ -337,6 +337,30 @@ class Alias:
 
 
 @dataclass(frozen=True, slots=True)
+class Login:
+    """A local account, and the user of a virtual host that it sends as."""
+
+    uid: int
+    name: str
+    user: User
+
+
+def account(text: str) -> str:
+    """Return the name of a local account, or its uid, as it can be written down.
+
+    Raises:
+        BadInput: no account can be called so.
+    """
+    if not _ACCOUNT.fullmatch(text):
+        raise BadInput("account", text, "give the name of a local account, or its uid")
+    return text
+
+
+_ACCOUNT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}\$?")
+"""What useradd(8) takes, and what is in use beyond it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Envelope:
     """What SMTP says of a message, apart from the message (RFC 5321 section 2.3.1)."""
 

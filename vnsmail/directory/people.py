@@ -136,7 +136,7 @@ class People(PeopleReader):
             )
 
     def remove_user(self, user: User) -> None:
-        """Forget a user, and what it may send as.
+        """Forget a user, and who and what it may send as.
 
         Raises:
             NotFound: the host has no such user.
@@ -144,6 +144,10 @@ class People(PeopleReader):
         with self._change():
             self._connection.execute(
                 "DELETE FROM sender WHERE host = ? AND local_part = ?",
+                (user.host, user.local_part),
+            )
+            self._connection.execute(
+                "DELETE FROM login WHERE host = ? AND local_part = ?",
                 (user.host, user.local_part),
             )
             self._of_user(

@@ -21,6 +21,7 @@ import apsw
 
 from vnsmail import database
 from vnsmail.directory.file import in_our_words, no_host
+from vnsmail.directory.logins import DROP_ORPHANS, Logins, LoginsReader
 from vnsmail.directory.people import People, PeopleReader
 from vnsmail.errors import NotPrivileged, Taken
 from vnsmail.model import (
@@ -113,6 +114,12 @@ CREATE TABLE secret (
     value BLOB NOT NULL
 ) STRICT;
 INSERT INTO secret VALUES ('sign-in', randomblob(32));
+CREATE TABLE login (
+    uid INTEGER PRIMARY KEY,
+    name TEXT NOT NULL,
+    host TEXT NOT NULL REFERENCES host ON DELETE CASCADE,
+    local_part TEXT NOT NULL
+) STRICT;
 """
 """What version 2 did not have. A sender is an address that a user may send as besides
 its own; the secret is what answers for users who are not there are made of."""
@@ -182,7 +189,7 @@ def open_to_read(path: Path) -> "Iterator[DirectoryReader]":
         reader.close()
 
 
-class DirectoryReader(PeopleReader):
+class DirectoryReader(PeopleReader, LoginsReader):
     """What can be asked of the directory."""
 
     def hosts(self) -> tuple[VirtualHost, ...]:
@@ -303,7 +310,7 @@ class DirectoryReader(PeopleReader):
         return f"{fact}, half made or destroyed; run `vnsmail host destroy {holder}`"
 
 
-class Directory(DirectoryReader, People):
+class Directory(DirectoryReader, People, Logins):
     """The directory, to read and to change.
 
     Args:
@@ -359,6 +366,7 @@ class Directory(DirectoryReader, People):
             for host, users in listed:
                 self._write(host, "active")
                 self._keep_users(host.name, users)
+            execute(DROP_ORPHANS)
 
     def change(self, host: VirtualHost) -> None:
         """Write down an active host as it should be from now on; its users stay.
