@@ -43,7 +43,7 @@ def test_account_is_one_user(directory, user):
     """The holder is named, with what to do."""
     directory.add_login(LOGIN)
     with pytest.raises(
-        Taken, match="it is ann@alpha.example; run `vnsmail login remove"
+        Taken, match=r"it is ann@alpha\.example; run `vnsmail login remove"
     ):
         directory.add_login(Login(1001, "annie", user))
 
