@@ -108,6 +108,22 @@ def local_part(text: str) -> str:
     )
 
 
+def mail_address(text: str, what: str = "address") -> str:
+    """Return ``text`` as an address that mail can be sent to, the domain in one spelling.
+
+    Before the @ is a dot-string (RFC 5321 section 4.1.2), as it was written: only who
+    has the address knows whether upper case means another.
+
+    Raises:
+        BadInput: it is none.
+    """
+    before, at, domain = text.strip().rpartition("@")
+    named = _LOCAL_PART.fullmatch(before.lower().replace("/", "x"))
+    if not (at and named and before.isascii() and len(before) <= _LOCAL_PART_OCTETS):
+        raise BadInput(what, text, "write it as user@alpha.example")
+    return f"{before}@{domain_name(domain, what)}"
+
+
 CATCH_ALL = "*"
 """The local part of the alias that takes what no user and no other alias does."""
 

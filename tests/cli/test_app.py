@@ -11,7 +11,18 @@ from vnsmail.cli import app
 from vnsmail.cli.app import root_first
 from vnsmail.supervisor import control
 
-NOUNS = {"up", "down", "status", "send", "prove", "host", "user", "queue", "lab"}
+NOUNS = {
+    "up",
+    "down",
+    "status",
+    "send",
+    "prove",
+    "host",
+    "user",
+    "alias",
+    "queue",
+    "lab",
+}
 
 
 def test_version(vnsmail):
@@ -116,6 +127,8 @@ COMMANDS = [
     ("host", "destroy", "alpha.example"),
     ("user", "add", "ann@alpha.example"),
     ("user", "remove", "ann@alpha.example"),
+    ("alias", "add", "sales@alpha.example", "ann"),
+    ("alias", "remove", "sales@alpha.example"),
     ("queue", "list"),
     ("queue", "wait"),
     ("send", "--as", "ann@alpha.example", "--to", "bob@b.example", "--text", "hello"),

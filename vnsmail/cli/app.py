@@ -14,7 +14,19 @@ import typer
 from typer.exceptions import TyperException
 
 from vnsmail import __version__, settings
-from vnsmail.cli import apply, daemon, doctor, host, lab, prove, queue, run, send, user
+from vnsmail.cli import (
+    alias,
+    apply,
+    daemon,
+    doctor,
+    host,
+    lab,
+    prove,
+    queue,
+    run,
+    send,
+    user,
+)
 from vnsmail.cli.render import complain
 from vnsmail.errors import VnsmailError
 
@@ -37,6 +49,7 @@ app.command()(prove.prove)
 app.command("exec", context_settings=run.WORDS)(run.run)
 app.add_typer(host.app, name="host")
 app.add_typer(user.app, name="user")
+app.add_typer(alias.app, name="alias")
 app.add_typer(queue.app, name="queue")
 app.add_typer(lab.app, name="lab")
 

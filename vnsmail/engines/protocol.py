@@ -16,6 +16,23 @@ class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True
     id: int
 
 
+class UserFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is to be known of a user besides that it has a mailbox."""
+
+    local_part: str
+    password: str = ""
+    """Argon2 hash; empty: it cannot sign in."""
+    scram: str = ""
+    """Keys for SCRAM-SHA-256 (RFC 5803)."""
+    suspended: bool = False
+    quota: int | None = None
+    senders: tuple[str, ...] = ()
+    """Addresses that it may send as besides its own."""
+
+    def __repr__(self) -> str:
+        return f"UserFacts({self.local_part!r}, …)"
+
+
 class OwnerFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a worker must know of a virtual host, or of the machine, to serve it."""
 
@@ -34,6 +51,12 @@ class OwnerFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Every local part has a mailbox (the machine's own name only)."""
     listen: bool = True
     """Whether mail is received on its addresses."""
+    accounts: tuple[UserFacts, ...] = ()
+    """Of users who can sign in, are suspended, or have a quota."""
+    aliases: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Local part, and targets: local parts here, addresses elsewhere."""
+    secret: bytes = b""
+    """The owner's own; answers for users who are not there are made of it."""
 
 
 class Configure(_Message, frozen=True):

@@ -54,10 +54,65 @@ class GetProgress(_Message, frozen=True):
     """How far is what is under way?"""
 
 
+class Proofs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is kept of a password (sasl/passwords.py); nothing: nobody signs in."""
+
+    password: str = ""
+    scram: str = ""
+
+    def __repr__(self) -> str:
+        return "Proofs(…)"
+
+
 class AddUser(_Message, frozen=True):
     """Give a user of a virtual host a mailbox."""
 
     address: str
+    proofs: Proofs = Proofs()
+    quota: int | None = None
+
+
+class SetPassword(_Message, frozen=True):
+    """Give a user another password."""
+
+    address: str
+    proofs: Proofs
+
+
+class SuspendUser(_Message, frozen=True):
+    """Let a user sign in no more, or again."""
+
+    address: str
+    suspended: bool
+
+
+class SetQuota(_Message, frozen=True):
+    """Limit the octets of a user's mailbox; None is no limit."""
+
+    address: str
+    quota: int | None
+
+
+class AllowSender(_Message, frozen=True):
+    """Let a user send as one more address, or no more."""
+
+    address: str
+    sender: str
+    allowed: bool = True
+
+
+class AddAlias(_Message, frozen=True):
+    """Send mail for an address elsewhere; targets come behind those it has."""
+
+    address: str
+    targets: tuple[str, ...]
+
+
+class RemoveAlias(_Message, frozen=True):
+    """Remove an alias; or some targets of it, where any are given."""
+
+    address: str
+    targets: tuple[str, ...] = ()
 
 
 class RemoveUser(_Message, frozen=True):
@@ -92,14 +147,24 @@ class ShutDown(_Message, frozen=True):
     """End the supervisor and all its processes."""
 
 
+PeopleRequest: TypeAlias = (
+    AddUser
+    | RemoveUser
+    | SetPassword
+    | SuspendUser
+    | SetQuota
+    | AllowSender
+    | AddAlias
+    | RemoveAlias
+)
+
 Request: TypeAlias = (
     GetStatus
     | CreateHost
     | DestroyHost
     | ApplyHosts
     | GetProgress
-    | AddUser
-    | RemoveUser
+    | PeopleRequest
     | Send
     | ListQueue
     | GetGuard

@@ -37,6 +37,7 @@ from vnsmail.supervisor import control
 from vnsmail.supervisor.applying import Applying, misfit
 from vnsmail.supervisor.folders import Account, prepare_owner, remove_owner
 from vnsmail.supervisor.network import Network
+from vnsmail.supervisor.people import accounts
 from vnsmail.supervisor.services import Service, Services
 
 SERVED_AT_ONCE = 32
@@ -346,6 +347,12 @@ class Hosts:
             addresses=tuple(str(a.address) for a in host.addresses),
             domains=tuple(host.domains),
             users=tuple(user.local_part for user in users),
+            accounts=accounts(self._directory, host.name),
+            aliases=tuple(
+                (alias.local_part, alias.targets)
+                for alias in self._directory.aliases(host.name)
+            ),
+            secret=self._directory.secret(host.name),
         )
         instance = self._layout.instance
         if host.context is Context.NAMESPACE:

@@ -18,10 +18,7 @@ from vnsmail.engines.protocol import QueueEntry
 from vnsmail.errors import BadInput, NotFound, NotPrivileged, VnsmailError
 from vnsmail.model import (
     MACHINE,
-    HostName,
     Owner,
-    User,
-    domain_name,
     host_name,
     ip_address,
 )
@@ -36,6 +33,7 @@ from vnsmail.supervisor.folders import (
 )
 from vnsmail.supervisor.hosts import Hosts, machine_service
 from vnsmail.supervisor.network import Network
+from vnsmail.supervisor.people import People
 from vnsmail.supervisor.privileges import NET_ADMIN, SYS_ADMIN, effective
 from vnsmail.supervisor.services import MACHINE_WORKER, Services
 
@@ -134,6 +132,7 @@ class _Supervisor:
         self._services = Services(settings, resolvers(settings), self._worker_options)
         network = Network(layout.instance, settings.smtp.port)
         self._hosts = Hosts(layout, directory, self._services, network, account)
+        self._people = People(directory)
         self._ending = asyncio.Event()
 
     def _worker_options(self, worker: str) -> Sequence[str]:
@@ -195,7 +194,7 @@ class _Supervisor:
 
     # Requests ----------------------------------------------------------------
 
-    async def _handle(  # noqa: C901, PLR0911  one line a request, like a table
+    async def _handle(  # noqa: PLR0911  one line a request, like a table
         self, request: control.Request, fds: list[int], uid: int
     ) -> control.Answer:
         match request:
@@ -211,16 +210,15 @@ class _Supervisor:
                 return self._hosts.progress
             case control.GetGuard():
                 return await self._hosts.guard(request)
-            case control.AddUser():
-                return await self._add_user(request)
-            case control.RemoveUser():
-                return await self._remove_user(request)
             case control.Send():
                 return await self._send(request, fds, uid)
             case control.ListQueue():
                 return await self._list_queue(request)
             case control.ShutDown():
                 self._ending.set()
+                return control.Done()
+            case _:
+                await self._hosts.refresh(self._people.change(request))
                 return control.Done()
 
     async def _status(self) -> control.Status:
@@ -234,33 +232,6 @@ class _Supervisor:
             problems=tuple((problems | self._hosts.broken).items()),
         )
 
-    async def _add_user(self, request: control.AddUser) -> control.Done:
-        user = self._user(request.address)
-        self._directory.add_user(user)
-        await self._hosts.refresh(user.host)
-        return control.Done()
-
-    async def _remove_user(self, request: control.RemoveUser) -> control.Done:
-        user = self._user(request.address)
-        self._directory.remove_user(user)
-        await self._hosts.refresh(user.host)
-        return control.Done()
-
-    def _user(self, address: str) -> User:
-        """Return the user meant by an address at any domain of a virtual host."""
-        local_part, at, domain = address.rpartition("@")
-        if not at:
-            raise BadInput("user", address, "write it as user@alpha.example")
-        return User(self._host_of(domain_name(domain)), local_part.lower())
-
-    def _host_of(self, domain: HostName) -> HostName:
-        owner = self._directory.domain_owner(domain)
-        if owner is None:
-            raise NotFound(
-                "domain", domain, "no virtual host has it; see `vnsmail host list`"
-            )
-        return owner
-
     async def _send(
         self, request: control.Send, fds: list[int], uid: int
     ) -> control.Queued:
@@ -272,26 +243,11 @@ class _Supervisor:
             owner, sender = MACHINE, request.sender
             sender = sender or f"root@{self._settings.machine.name}"
         else:
-            owner, sender = self._sender(request.sender), request.sender
+            owner, sender = self._people.sender(request.sender).host, request.sender
         queue_id = await self._services.inject(
             owner, sender, request.recipients, uid, fds[0]
         )
         return control.Queued(owner, queue_id)
-
-    def _sender(self, address: str) -> HostName:
-        """Return the virtual host whose user has that address.
-
-        A sender who is no user of a virtual host is refused here, before anything of
-        the message is looked at.
-        """
-        user = self._directory.find_user(address)
-        if user is None:
-            raise NotFound(
-                "sender",
-                address,
-                "no user of a virtual host has this address; see `vnsmail user list`",
-            )
-        return user.host
 
     async def _list_queue(self, request: control.ListQueue) -> control.QueueListed:
         known = self._services.owners()
