@@ -14,7 +14,7 @@ FLOORS = [
     {"model", "log"},
     {"settings", "channel", "database"},
     {"smtp", "message", "net", "directory", "sasl"},
-    {"queue", "broker", "capture"},
+    {"queue", "broker", "capture", "authentication"},
     {"mailbox", "resolve"},
     {"inbound", "delivery"},
     {"engines"},
@@ -29,8 +29,14 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 # supervisor starts its children by exec, so it needs none of their code but the
 # messages it exchanges with them.
 FORBIDDEN = {
-    "broker": {"vnsmail.smtp", "vnsmail.message", "vnsmail.sasl"},
+    "broker": {
+        "vnsmail.smtp",
+        "vnsmail.message",
+        "vnsmail.sasl",
+        "vnsmail.authentication",
+    },
     "supervisor": {
+        "vnsmail.authentication",
         "vnsmail.sasl",
         "vnsmail.smtp",
         "vnsmail.message",
@@ -64,6 +70,7 @@ PURE = [
     "model.py",
     "smtp/*.py",
     "message/*.py",
+    "authentication/*.py",
     "sasl/*.py",
     "net/bpf.py",
     "net/hook_programs.py",

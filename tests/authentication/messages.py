@@ -4,12 +4,17 @@ import base64
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+from cryptography.hazmat.primitives.asymmetric.rsa import (
+    RSAPrivateKey,
+    generate_private_key,
+)
 
 from vnsmail.authentication.arc import Arc, ArcResult, chain_of, verify_chain
-from vnsmail.authentication.dkim import hash_body, signatures, verify
-from vnsmail.authentication.header_block import header_block
+from vnsmail.authentication.dkim import Dkim, hash_body, signatures, verify
+from vnsmail.authentication.header_block import HeaderBlock, header_block
 from vnsmail.authentication.questions import Answer, Question, drive
+
+Key = RSAPrivateKey | Ed25519PrivateKey
 
 NOW = 1_700_000_000.0
 RSA = generate_private_key(65537, 2048)
@@ -28,7 +33,7 @@ MESSAGE = (
 )
 
 
-def record(key) -> str:
+def record(key: Key) -> str:
     if isinstance(key, Ed25519PrivateKey):
         raw = key.public_key().public_bytes_raw()
         return f"v=DKIM1; k=ed25519; p={base64.b64encode(raw).decode()}"
@@ -38,7 +43,7 @@ def record(key) -> str:
     return f"v=DKIM1; k=rsa; p={base64.b64encode(der).decode()}"
 
 
-def pem(key) -> bytes:
+def pem(key: Key) -> bytes:
     """A key as dkimpy takes it."""
     if isinstance(key, Ed25519PrivateKey):
         return base64.b64encode(key.private_bytes_raw())
@@ -69,17 +74,17 @@ class Dns:
         return None if text is None else text.encode()
 
 
-def parts(message: bytes):
+def parts(message: bytes) -> tuple[HeaderBlock, bytes]:
     block = header_block(message, whole=True)
     assert block is not None
     return block, message[block.body_at :]
 
 
-def verified(message: bytes, dns: Dns, *, now: float = NOW, authors=("alpha.example",)):
+def verified(message: bytes, dns: Dns, *, now: float = NOW) -> list[Dkim]:
     """All verdicts on a message's signatures."""
     block, body = parts(message)
     bodies = hash_body([body], ["simple", "relaxed"])
-    found = signatures(block, authors, now)
+    found = signatures(block, ("alpha.example",), now)
     return [drive(verify(block, each, bodies), dns) for each in found]
 
 

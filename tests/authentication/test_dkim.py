@@ -6,6 +6,8 @@ import itertools
 
 import dkim as dkimpy
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
@@ -27,7 +29,11 @@ from vnsmail.authentication.header_block import header_block
 from vnsmail.authentication.sign import SigningKey, keys_for, sign
 from vnsmail.authentication.tags import parse_tags
 
-SELECTORS = {"r": RSA, "e": ED25519, "s": SMALL_RSA}
+SELECTORS: dict[str, RSAPrivateKey | Ed25519PrivateKey] = {
+    "r": RSA,
+    "e": ED25519,
+    "s": SMALL_RSA,
+}
 FORMS = [(h, b) for h in (b"simple", b"relaxed") for b in (b"simple", b"relaxed")]
 
 

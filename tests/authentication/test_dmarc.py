@@ -36,7 +36,7 @@ def judged(
     return drive(found, names)
 
 
-def signed(domain: str, result=DkimResult.PASS) -> Dkim:
+def signed(domain, result=DkimResult.PASS):
     return Dkim(result, domain=domain)
 
 

@@ -1,5 +1,7 @@
 """Authentication-Results: what is written, and which fields are forgeries."""
 
+from dataclasses import replace
+
 import authres
 import pytest
 from hypothesis import given
@@ -15,22 +17,18 @@ from vnsmail.authentication.results import (
     authserv_id,
     cut,
     forged,
+    vouches,
 )
 from vnsmail.authentication.spf import Spf, SpfResult
 
-
-def findings(**more) -> Findings:
-    base = {
-        "iprev": Iprev("pass", "192.0.2.1", "mail.alpha.example"),
-        "spf": Spf(SpfResult.PASS, "alpha.example"),
-        "sender": "ann+x@alpha.example",
-        "dkim": (
-            Dkim(DkimResult.PASS, "", "alpha.example", "s", "rsa-sha256", "ab/+=12x"),
-        ),
-        "dmarc": Dmarc(DmarcResult.PASS, "alpha.example", Disposition.REJECT),
-        "arc": Arc(ArcResult.NONE),
-    }
-    return Findings(**(base | more))
+FOUND = Findings(
+    iprev=Iprev("pass", "192.0.2.1", "mail.alpha.example"),
+    spf=Spf(SpfResult.PASS, "alpha.example"),
+    sender="ann+x@alpha.example",
+    dkim=(Dkim(DkimResult.PASS, "", "alpha.example", "s", "rsa-sha256", "ab/+=12x"),),
+    dmarc=Dmarc(DmarcResult.PASS, "alpha.example", Disposition.REJECT),
+    arc=Arc(ArcResult.NONE),
+)
 
 
 def parsed(field: bytes) -> authres.AuthenticationResultsHeader:
@@ -38,7 +36,7 @@ def parsed(field: bytes) -> authres.AuthenticationResultsHeader:
 
 
 def test_another_program_reads_it():
-    found = parsed(authentication_results("mx.example", findings()))
+    found = parsed(authentication_results("mx.example", FOUND))
 
     assert "mx.example" == found.authserv_id
     assert ["iprev", "spf", "dkim", "dmarc", "arc"] == [r.method for r in found.results]
@@ -64,7 +62,8 @@ hostile = some.text(max_size=40)
 def test_nothing_a_stranger_says_becomes_structure(a, b, c, d):
     made = authentication_results(
         "mx.example",
-        findings(
+        replace(
+            FOUND,
             iprev=Iprev("fail", "2001:db8::1", a),
             spf=Spf(SpfResult.TEMPERROR, b, c),
             sender=f"{a}@{b}",
@@ -136,3 +135,19 @@ def test_any_message_loses_only_forgeries(data):
 
     assert len(cut(message, forged(message, {"x"}))) >= len(data)
     assert isinstance(authserv_id(data), str)
+
+
+@pytest.mark.parametrize(
+    ("results", "wanted"),
+    [
+        ("spf=pass; dmarc=pass header.from=alpha.example", True),
+        ("spf=pass; DMARC=pass (p=reject) header.from=Alpha.Example; dkim=none", True),
+        ("dmarc=fail header.from=alpha.example", False),
+        ("dmarc=pass header.from=other.example", False),
+        ('spf=pass reason="; dmarc=pass header.from=alpha.example"', False),
+        ("spf=pass (; dmarc=pass header.from=alpha.example)", False),
+        ("dmarc=pass", False),
+    ],
+)
+def test_who_vouches_for_the_author(results, wanted):
+    assert vouches(results, "alpha.example") is wanted

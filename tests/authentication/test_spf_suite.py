@@ -17,7 +17,7 @@ CASES = [
 ]
 
 
-def answer(zone, question: Question, depth: int = 0) -> Answer:
+def answer(zone, question, depth=0):
     name = question.name.lower()
     entries = zone.get(name)
     if entries is None:

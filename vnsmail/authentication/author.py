@@ -40,14 +40,14 @@ def _text(value: bytes) -> str:
 
 def addresses(text: str) -> Iterator[str]:
     """Give what stands for addresses in a list of mailboxes, quoted parts as ``_``."""
-    plain = _without_quotes(text)
+    plain = without_quotes(text)
     for part in plain.replace(";", ",").split(","):
         pieces = part.split("<")[1:] or [part.rpartition(":")[2]]
         for piece in pieces:
             yield from (w for w in piece.partition(">")[0].split() if "@" in w)
 
 
-def _without_quotes(text: str) -> str:
+def without_quotes(text: str) -> str:
     """Return text without comments, with ``_`` for each quoted string."""
     kept: list[str] = []
     depth, quoted, at = 0, False, 0

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from vnsmail.authentication.arc import Arc
+from vnsmail.authentication.author import without_quotes
 from vnsmail.authentication.dkim import Dkim
 from vnsmail.authentication.dmarc import Disposition, Dmarc, DmarcResult
 from vnsmail.authentication.spf import Spf
@@ -202,3 +203,17 @@ def cut(data: bytes, spans: Iterable[tuple[int, int]]) -> bytes:
         kept.append(data[at:start])
         at = end
     return b"".join((*kept, data[at:]))
+
+
+def vouches(results: str, domain: str) -> bool:
+    """Say whether somebody's results have DMARC pass for a domain in From.
+
+    Args:
+        results: behind the authserv-id, of ARC-Authentication-Results.
+        domain: in lower case.
+    """
+    for part in without_quotes(results).lower().split(";"):
+        words = part.split()
+        if words[:1] == ["dmarc=pass"] and f"header.from={domain}" in words:
+            return True
+    return False

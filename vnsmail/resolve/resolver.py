@@ -19,11 +19,16 @@ import dns.asyncresolver
 import dns.exception
 import dns.message
 import dns.name
+import dns.rdata
 import dns.rdatatype
 import dns.rdtypes.ANY.MX
+import dns.rdtypes.mxbase
+import dns.rdtypes.nsbase
+import dns.rdtypes.txtbase
 import dns.resolver
 import dns.reversename
 
+from vnsmail.authentication.questions import Answer, Question
 from vnsmail.errors import ResolveError
 from vnsmail.model import Family, IPAddress
 from vnsmail.resolve.backend import HandedBackend, OpenSocket
@@ -139,6 +144,21 @@ class Resolver:
         answer = await self._ask(pointer, "PTR")
         return tuple(_text(record.target) for record in answer.rrset or ())
 
+    async def answer(self, question: Question) -> Answer:
+        """Return what DNS says to a question of vnsmail/authentication. Never fails.
+
+        The name may be anything: what a stranger wrote is asked for as it stands.
+        """
+        name = question.name.replace("\\", "\\\\")
+        try:
+            answer = await self._ask(name, question.record)
+        except ResolveError as error:
+            return Answer(exists=False, trouble=str(error) if error.temporary else "")
+        records = list(answer.rrset or ())
+        if question.record == "MX":
+            records.sort(key=lambda record: record.preference)
+        return Answer(tuple(map(_value, records)))
+
     async def verified_reverse_name(self, address: IPAddress) -> str | None:
         """Return the name of an address if the name has that address too.
 
@@ -210,6 +230,19 @@ class Resolver:
 
 def _text(name: dns.name.Name) -> str:
     return name.to_text(omit_final_dot=True).lower()
+
+
+def _value(record: dns.rdata.Rdata) -> str:
+    """Return what a record says, as vnsmail/authentication wants it."""
+    match record:
+        case dns.rdtypes.txtbase.TXTBase():
+            return b"".join(record.strings).decode("latin-1")
+        case dns.rdtypes.mxbase.MXBase():
+            return _text(record.exchange)
+        case dns.rdtypes.nsbase.NSBase():
+            return _text(record.target)
+        case _:
+            return str(record)
 
 
 def _complaint(error: dns.resolver.NoNameservers) -> str:
