@@ -331,6 +331,43 @@ class User:
     """Octets its mailbox may have; None is as many as there is room for."""
 
 
+class Role(StrEnum):
+    """What a listening socket is for."""
+
+    MX = "mx"
+    """Mail from other servers, for mailboxes here (port 25)."""
+    SUBMISSION = "submission"
+    """Mail from users who sign in (RFC 6409; ports 587 and 465)."""
+
+
+class Ret(StrEnum):
+    """What a notification of failure carries of the message (RFC 3461 section 4.3)."""
+
+    FULL = "FULL"
+    HDRS = "HDRS"
+
+
+class Notify(StrEnum):
+    """When a sender wants to be told of a recipient (RFC 3461 section 4.1)."""
+
+    NEVER = "NEVER"
+    SUCCESS = "SUCCESS"
+    FAILURE = "FAILURE"
+    DELAY = "DELAY"
+
+
+@dataclass(frozen=True, slots=True)
+class DsnRequest:
+    """What a sender asked to be told of one recipient (RFC 3461)."""
+
+    recipient: str
+    """As in the envelope."""
+    notify: tuple[Notify, ...] = ()
+    """NEVER alone, or some of the others in their order; empty: the sender did not say."""
+    orcpt: str = ""
+    """The original recipient as it goes on the wire, ``type;xtext``; empty: not given."""
+
+
 @dataclass(frozen=True, slots=True)
 class Credentials:
     """What a user proves who it is with; both empty: nobody signs in."""
@@ -393,6 +430,19 @@ class Envelope:
     """The body was announced as BODY=8BITMIME (RFC 6152)."""
     smtputf8: bool = False
     """The message needs SMTPUTF8 on its way (RFC 6531)."""
+    ret: Ret | None = None
+    """What a notification is to carry; None: the sender did not say."""
+    envid: str = ""
+    """What the sender calls the transaction, as xtext (RFC 3461 section 4.4)."""
+    requests: tuple[DsnRequest, ...] = ()
+    """Of the recipients whose sender asked for something, in their order."""
+
+    def request(self, recipient: str) -> DsnRequest:
+        """Return what was asked for a recipient: nothing, as a rule."""
+        for request in self.requests:
+            if request.recipient == recipient:
+                return request
+        return DsnRequest(recipient)
 
 
 class Verdict(StrEnum):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.smtp.helpers import CONFIG, Driver, in_bytes
+from vnsmail.model import Role
 from vnsmail.smtp.replies import Reply
 from vnsmail.smtp.server_session import (
     Connected,
@@ -35,6 +36,7 @@ KINDS = {
 @dataclass
 class Dialogue:
     config: ServerConfig = CONFIG
+    secure: bool = False
     refusals: dict[tuple[str, str], Reply] = field(default_factory=dict)
     turns: list[tuple[str, bytes]] = field(default_factory=list)
     """Who, and what: C (client), S (server)."""
@@ -54,7 +56,7 @@ class Dialogue:
         return self.refusals.get((KINDS[type(question)], subject))
 
     def driver(self) -> Driver:
-        return Driver(self.config, self.answer)
+        return Driver(self.config, self.answer, secure=self.secure)
 
     def check_end(self, driver: Driver) -> None:
         assert self.server_closes == driver.session.closing
@@ -106,6 +108,13 @@ def setting(dialogue: Dialogue, words: list[str]) -> None:
         _, kind, subject, reply = words
         code, enhanced, text = reply.split(" ", 2)
         dialogue.refusals[kind, subject] = Reply(int(code), (text,), enhanced)
+    elif words[0] == "submission":
+        dialogue.config = replace(
+            dialogue.config, role=Role.SUBMISSION, mechanisms=tuple(words[1:])
+        )
+    elif words[0] == "tls":
+        dialogue.config = replace(dialogue.config, starttls=True)
+        dialogue.secure = words[1] == "on"
     else:
         limits: dict[str, Any] = {words[0]: int(words[1])}
         dialogue.config = replace(dialogue.config, **limits)

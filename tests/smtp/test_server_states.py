@@ -11,12 +11,21 @@ from vnsmail.smtp.server_states import (
     IN_TRANSACTION,
     OUT_OF_PLACE,
     TRANSITIONS,
+    EndOfAuth,
     EndOfBody,
+    EndOfChunk,
     State,
+    TlsStarted,
 )
 
 COMMANDS = set(get_args(said.Command))
-TALKING = [State.GREETED, State.IDLE, State.SENDER, State.RECIPIENTS]
+TALKING = [
+    State.GREETED,
+    State.IDLE,
+    State.SENDER,
+    State.RECIPIENTS,
+    State.CHUNKS,
+]
 
 
 def test_every_state_has_a_row():
@@ -33,7 +42,9 @@ def test_commands_are_heard_only_between_bodies():
     assert {Connected} == set(TRANSITIONS[State.NEW])
     assert {EndOfBody} == set(TRANSITIONS[State.BODY])
     assert {MessageReceived} == set(TRANSITIONS[State.WHOLE])
-    assert {State.BODY} == {s for s in State if EndOfBody in TRANSITIONS[s]}
+    assert {EndOfChunk, EndOfBody} == set(TRANSITIONS[State.CHUNK])
+    assert {EndOfAuth} == set(TRANSITIONS[State.AUTH])
+    assert {TlsStarted} == set(TRANSITIONS[State.TLS])
 
 
 def test_the_order_of_a_transaction():
@@ -42,6 +53,9 @@ def test_the_order_of_a_transaction():
         said.Mail: {State.IDLE},
         said.Rcpt: {State.SENDER, State.RECIPIENTS},
         said.Data: {State.RECIPIENTS},
+        said.Bdat: {State.RECIPIENTS, State.CHUNKS},
+        said.Auth: {State.IDLE},
+        said.Starttls: {State.IDLE},
     }
     anywhere = COMMANDS - set(places)
 
@@ -54,7 +68,13 @@ def test_the_order_of_a_transaction():
 def test_what_is_out_of_place_has_words():
     """A state in which a command can be out of place has a text for that."""
     assert set(TALKING) == set(OUT_OF_PLACE)
-    assert {State.SENDER, State.RECIPIENTS, State.BODY} == IN_TRANSACTION
+    assert IN_TRANSACTION == {
+        State.SENDER,
+        State.RECIPIENTS,
+        State.BODY,
+        State.CHUNK,
+        State.CHUNKS,
+    }
 
 
 LINES = {
@@ -63,6 +83,9 @@ LINES = {
     said.Mail: b"MAIL FROM:<>",
     said.Rcpt: b"RCPT TO:<a@alpha.example>",
     said.Data: b"DATA",
+    said.Bdat: b"BDAT 0",
+    said.Starttls: b"STARTTLS",
+    said.Auth: b"AUTH PLAIN",
     said.Rset: b"RSET",
     said.Noop: b"NOOP",
     said.Vrfy: b"VRFY a",
@@ -84,7 +107,13 @@ def test_the_session_follows_the_table(steps):
     for step in steps:
         code = driver.feed(LINES[step] + b"\r\n")[:3]
         assert (step not in TRANSITIONS[state]) == (code == b"503")
+        if code == b"502":  # no certificate, and nobody can sign in
+            assert step in {said.Starttls, said.Auth}
+            continue
         state = TRANSITIONS[state].get(step, state)
+        if state is State.CHUNK:
+            assert code == b"250"
+            state = State.CHUNKS
         if state is State.BODY:
             assert code == b"354"
             assert driver.feed(b".\r\n") == b"250 2.0.0 accepted\r\n"

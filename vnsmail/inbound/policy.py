@@ -17,25 +17,29 @@ them nothing waits. A policy that raises has refused: the client hears 451, the 
 """
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Protocol, TypeAlias
 
 from vnsmail.inbound.accept import AcceptPolicy, Taken
-from vnsmail.model import Envelope, IPAddress
+from vnsmail.model import Envelope, IPAddress, Role
 from vnsmail.queue.body import Body
 from vnsmail.smtp.address import Mailbox
 from vnsmail.smtp.replies import Reply
 
+__all__ = [
+    "Challenge",
+    "Client",
+    "Examined",
+    "HousePolicy",
+    "Later",
+    "Policy",
+    "Relayed",
+    "Role",
+    "SignIn",
+    "SignInStep",
+    "SignedIn",
+]
+
 NO_SIGN_IN = Reply(504, ("there is no such mechanism here",), "5.5.4")
-
-
-class Role(StrEnum):
-    """What a listening socket is for."""
-
-    MX = "mx"
-    """Mail from other servers, for mailboxes here (port 25)."""
-    SUBMISSION = "submission"
-    """Mail from users who sign in (RFC 6409; ports 587 and 465)."""
 
 
 @dataclass(slots=True)

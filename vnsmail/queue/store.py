@@ -47,7 +47,7 @@ from vnsmail.errors import QueueUnavailable, VnsmailError
 from vnsmail.model import Envelope, Outcome
 from vnsmail.queue.body import INCOMING, Body
 from vnsmail.queue.envelope import QueueCounts, QueuedMessage
-from vnsmail.queue.tables import SCHEMA, VERSION, Refused, Tables
+from vnsmail.queue.tables import MIGRATIONS, SCHEMA, VERSION, Refused, Tables
 
 DATABASE = "queue.db"
 LOG = "queue.db-wal"
@@ -126,7 +126,7 @@ class QueueStore:
         with self._in_our_words():
             self._make_folders()
             self._connection = database.open_file(
-                self._path, SCHEMA, VERSION, exclusive=True
+                self._path, SCHEMA, VERSION, exclusive=True, migrations=MIGRATIONS
             )
             try:
                 self._tables = Tables(self._connection)

@@ -8,17 +8,17 @@ cannot be made while the others of its batch can.
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import apsw
 import msgspec
 
 from vnsmail.errors import NotFound, QueueUnavailable, VnsmailError
-from vnsmail.model import Envelope, Outcome, Owner, Verdict
+from vnsmail.model import DsnRequest, Envelope, Notify, Outcome, Owner, Ret, Verdict
 from vnsmail.queue.body import Body
 from vnsmail.queue.envelope import QueueCounts, QueuedMessage, QueuedRecipient
 
-VERSION = 1
+VERSION = 2
 
 # Bodies lie in a table of their own, so that a walk over envelopes does not read them.
 SCHEMA = """
@@ -31,7 +31,9 @@ CREATE TABLE message (
     eight_bit INTEGER NOT NULL,
     smtputf8 INTEGER NOT NULL,
     size INTEGER NOT NULL,
-    file_size INTEGER NOT NULL      -- bytes in body/ID; 0 means there is none
+    file_size INTEGER NOT NULL,     -- bytes in body/ID; 0 means there is none
+    ret TEXT NOT NULL DEFAULT '',   -- RFC 3461: FULL, HDRS, or empty
+    envid TEXT NOT NULL DEFAULT ''  -- RFC 3461, as xtext
 ) STRICT;
 CREATE TABLE head (                 -- the body, or what stands before body/ID
     message INTEGER PRIMARY KEY,
@@ -44,17 +46,29 @@ CREATE TABLE recipient (
     attempts INTEGER NOT NULL,
     next_attempt_at REAL NOT NULL,
     last TEXT,                      -- the last outcome as JSON
+    notify TEXT NOT NULL DEFAULT '',-- RFC 3461: words with commas between, or empty
+    orcpt TEXT NOT NULL DEFAULT '', -- RFC 3461: type;xtext, or empty
     PRIMARY KEY (message, position)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX due ON recipient (next_attempt_at, message);
 """
 
+MIGRATIONS = {
+    1: """
+ALTER TABLE message ADD COLUMN ret TEXT NOT NULL DEFAULT '';
+ALTER TABLE message ADD COLUMN envid TEXT NOT NULL DEFAULT '';
+ALTER TABLE recipient ADD COLUMN notify TEXT NOT NULL DEFAULT '';
+ALTER TABLE recipient ADD COLUMN orcpt TEXT NOT NULL DEFAULT '';
+"""
+}
+"""By version, what turns its tables into the next one's."""
+
 _MESSAGES = (
     "SELECT number, id, owner, sender, received_at, eight_bit, smtputf8, size,"
-    " file_size FROM message "
+    " file_size, ret, envid FROM message "
 )
 _RECIPIENTS = (
-    "SELECT address, attempts, next_attempt_at, last FROM recipient"
+    "SELECT address, attempts, next_attempt_at, last, notify, orcpt FROM recipient"
     " WHERE message = ? ORDER BY position"
 )
 _DEFER = (
@@ -74,6 +88,10 @@ class Refused(Exception):
         self.error = error
 
 
+_Recipient: TypeAlias = tuple[str, int, float, str | None, str, str]
+"""What _RECIPIENTS selects."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Row:
     number: int
@@ -85,6 +103,8 @@ class _Row:
     smtputf8: int
     size: int
     file_size: int
+    ret: str
+    envid: str
 
 
 class Tables:
@@ -108,7 +128,8 @@ class Tables:
         try:
             execute(
                 "INSERT INTO message (id, owner, sender, received_at, eight_bit,"
-                " smtputf8, size, file_size) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                " smtputf8, size, file_size, ret, envid)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     envelope.id,
                     envelope.owner,
@@ -118,18 +139,15 @@ class Tables:
                     int(envelope.smtputf8),
                     body.size,
                     body.file_size,
+                    envelope.ret or "",
+                    envelope.envid,
                 ),
             )
             number = self._connection.last_insert_rowid()
             execute("INSERT INTO head VALUES (?, ?)", (number, body.head))
             self._connection.executemany(
-                "INSERT INTO recipient VALUES (?, ?, ?, 0, ?, NULL)",
-                (
-                    (number, position, address, envelope.received_at)
-                    for position, address in enumerate(
-                        dict.fromkeys(envelope.recipients)
-                    )
-                ),
+                "INSERT INTO recipient VALUES (?, ?, ?, 0, ?, NULL, ?, ?)",
+                _recipient_rows(number, envelope),
             )
         except (apsw.ConstraintError, UnicodeEncodeError) as error:
             problem = f"message {envelope.id} cannot be added: {error}"
@@ -147,7 +165,7 @@ class Tables:
             Refused: no such message in the queue, or it has no such recipient.
         """
         row = self._row(message_id)
-        known = {address for (address, *_) in self._recipients(row.number)}
+        known = {recipient[0] for recipient in self._recipients(row.number)}
         if unknown := outcomes.keys() - known:
             raise Refused(
                 NotFound(
@@ -252,14 +270,15 @@ class Tables:
             NotFound("queue id", message_id, "no message in this queue has it")
         )
 
-    def _recipients(self, number: int) -> list[tuple[str, int, float, str | None]]:
+    def _recipients(self, number: int) -> list[_Recipient]:
         rows: list[Any] = self._connection.execute(_RECIPIENTS, (number,)).fetchall()
         return rows
 
     def _queued(self, row: _Row) -> QueuedMessage:
+        rows = self._recipients(row.number)
         recipients = tuple(
             QueuedRecipient(address, attempts, at, _from_json(last) if last else None)
-            for address, attempts, at, last in self._recipients(row.number)
+            for address, attempts, at, last, *_ in rows
         )
         envelope = Envelope(
             id=row.id,
@@ -269,5 +288,27 @@ class Tables:
             received_at=row.received_at,
             eight_bit=bool(row.eight_bit),
             smtputf8=bool(row.smtputf8),
+            ret=Ret(row.ret) if row.ret else None,
+            envid=row.envid,
+            requests=tuple(
+                DsnRequest(address, _words(notify), orcpt)
+                for address, _, _, _, notify, orcpt in rows
+                if notify or orcpt
+            ),
         )
         return QueuedMessage(envelope, row.size, recipients)
+
+
+def _recipient_rows(
+    number: int, envelope: Envelope
+) -> Iterator[tuple[int, int, str, float, str, str]]:
+    asked = {request.recipient: request for request in envelope.requests}
+    for position, address in enumerate(dict.fromkeys(envelope.recipients)):
+        request = asked.get(address)
+        notify = ",".join(request.notify) if request else ""
+        orcpt = request.orcpt if request else ""
+        yield number, position, address, envelope.received_at, notify, orcpt
+
+
+def _words(notify: str) -> tuple[Notify, ...]:
+    return tuple(map(Notify, notify.split(","))) if notify else ()

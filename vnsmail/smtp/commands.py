@@ -7,33 +7,46 @@ gets onto the wire by an address. What is not in the grammar (RFC 5321 section 4
 refused. Whether a command comes at the right time is the session's business.
 """
 
+import base64
+import binascii
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, NoReturn, TypeAlias, assert_never
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, assert_never
 
+from vnsmail.model import Notify, Ret
+from vnsmail.smtp import parameters as given_in
 from vnsmail.smtp.address import (
     Mailbox,
     parse_forward_path,
     parse_reverse_path,
     valid_helo,
 )
-from vnsmail.smtp.errors import SmtpSyntaxError
-from vnsmail.smtp.replies import Reply
+from vnsmail.smtp.parameters import parameters
+from vnsmail.smtp.parameters import refuse as _refuse
 
 MAX_COMMAND = 512
 """Octets of a command line with its CRLF (RFC 5321 section 4.5.3.1.4)."""
 
-MAX_MAIL = MAX_COMMAND + 26 + 17 + 10
-"""The same for MAIL: more for SIZE (RFC 1870 section 3), BODY (RFC 6152 section 2)
-and SMTPUTF8 (RFC 6531 section 3.1)."""
+MAX_MAIL = MAX_COMMAND + 26 + 17 + 10 + 500 + 116
+"""The same for MAIL: more for SIZE (RFC 1870 section 3), BODY (RFC 6152 section 2),
+SMTPUTF8 (RFC 6531 section 3.1), AUTH (RFC 4954 section 3), RET and ENVID (RFC 3461)."""
+
+MAX_RCPT = MAX_COMMAND + 36 + 507
+"""The same for RCPT: more for NOTIFY and ORCPT (RFC 3461 sections 4.1, 4.2)."""
+
+MAX_AUTH = 12288
+"""The same for AUTH, and for each line of its exchange (RFC 4954 section 4)."""
+
+_LONGER = {b"MAIL ": MAX_MAIL, b"RCPT ": MAX_RCPT, b"AUTH ": MAX_AUTH}
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _VERB = re.compile(r"[A-Za-z0-9-]+")
 # The end of a path is the first ">" outside quotes.
 _PATH = re.compile(r'<(?:[^"\\>]|"(?:[^"\\]|\\.)*+")*+>')
-_PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~]+))?")
-_SIZE = re.compile(r"[0-9]{1,20}")
+_CHUNK = re.compile(r"([0-9]{1,20})(?: (LAST))?", re.IGNORECASE)
+_MECHANISM = re.compile(r"[A-Za-z0-9_-]{1,20}")
+_BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 
 BodyType: TypeAlias = Literal["7BIT", "8BITMIME"]
 _BODY_TYPES: dict[str, BodyType] = {"7BIT": "7BIT", "8BITMIME": "8BITMIME"}
@@ -64,6 +77,12 @@ class Mail:
     """Octets the client says the message has (RFC 1870)."""
     body: BodyType | None = None
     smtputf8: bool = False
+    ret: Ret | None = None
+    """What notifications are to carry (RFC 3461 section 4.3)."""
+    envid: str = ""
+    """What the sender calls the transaction, as xtext; empty: not given."""
+    auth: str = ""
+    """Who submitted it, as the client says: xtext or ``<>``; empty: not given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +90,38 @@ class Rcpt:
     """One recipient of the transaction (RFC 5321 section 4.1.1.3)."""
 
     recipient: Mailbox
+    notify: tuple[Notify, ...] = ()
+    """When the sender wants to be told; empty: not given (RFC 3461 section 4.1)."""
+    orcpt: str = ""
+    """Who the recipient was at first, ``type;xtext``; empty: not given."""
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
     """The body follows (RFC 5321 section 4.1.1.4)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bdat:
+    """A piece of the body follows, of that many octets (RFC 3030 section 2)."""
+
+    size: int
+    last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Starttls:
+    """What follows is TLS (RFC 3207)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Auth:
+    """Somebody signs in (RFC 4954 section 4)."""
+
+    mechanism: str
+    """In upper case."""
+    initial: bytes | None = field(default=None, repr=False)
+    """The first response, if it came with the command."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +160,20 @@ class Unknown:
 
 
 Command: TypeAlias = (
-    Ehlo | Helo | Mail | Rcpt | Data | Rset | Noop | Quit | Vrfy | Help | Unknown
+    Ehlo
+    | Helo
+    | Mail
+    | Rcpt
+    | Data
+    | Bdat
+    | Starttls
+    | Auth
+    | Rset
+    | Noop
+    | Quit
+    | Vrfy
+    | Help
+    | Unknown
 )
 
 
@@ -125,7 +184,7 @@ def parse(line: bytes) -> Command:
         SmtpSyntaxError: it is none, with the reply that says why.
     """
     if len(line) > MAX_COMMAND - len("\r\n") and (
-        len(line) > MAX_MAIL - len("\r\n") or line[:5].upper() != b"MAIL "
+        len(line) > _LONGER.get(line[:5].upper(), MAX_COMMAND) - len("\r\n")
     ):
         _refuse(500, "5.5.2", "line too long")
     try:
@@ -159,21 +218,26 @@ def encode(command: Command) -> bytes:
 
 
 def _line(command: Command) -> str:
+    word = type(command).__name__.upper()
     match command:
         case Mail():
-            return _mail_line(command)
-        case Rcpt(recipient):
-            return f"RCPT TO:<{recipient}>"
-        case Ehlo(name) | Helo(name):
-            return f"{type(command).__name__.upper()} {name}"
-        case Vrfy(argument):
-            return f"VRFY {argument}"
+            line = _mail_line(command)
+        case Rcpt():
+            line = _rcpt_line(command)
+        case Bdat(size, last):
+            line = f"BDAT {size}{' LAST' if last else ''}"
+        case Auth(mechanism, initial):
+            first = "" if initial is None else f" {encode_base64(initial) or '='}"
+            line = f"AUTH {mechanism}{first}"
+        case Ehlo(argument) | Helo(argument) | Vrfy(argument):
+            line = f"{word} {argument}"
         case Unknown(verb):
-            return verb
-        case Data() | Rset() | Noop() | Quit() | Help():
-            return type(command).__name__.upper()
+            line = verb
+        case Data() | Starttls() | Rset() | Noop() | Quit() | Help():
+            line = word
         case _:
             assert_never(command)
+    return line
 
 
 def _mail_line(command: Mail) -> str:
@@ -184,11 +248,37 @@ def _mail_line(command: Mail) -> str:
         line += f" BODY={command.body}"
     if command.smtputf8:
         line += " SMTPUTF8"
+    if command.ret is not None:
+        line += f" RET={command.ret}"
+    if command.envid:
+        line += f" ENVID={command.envid}"
+    if command.auth:
+        line += f" AUTH={command.auth}"
     return line
 
 
-def _refuse(code: int, enhanced: str, text: str) -> NoReturn:
-    raise SmtpSyntaxError(Reply(code, (text,), enhanced))
+def _rcpt_line(command: Rcpt) -> str:
+    line = f"RCPT TO:<{command.recipient}>"
+    if command.notify:
+        line += f" NOTIFY={','.join(command.notify)}"
+    if command.orcpt:
+        line += f" ORCPT={command.orcpt}"
+    return line
+
+
+def encode_base64(data: bytes) -> str:
+    """Return base64 without line ends, as AUTH has it (RFC 4954 section 4)."""
+    return base64.b64encode(data).decode("ascii")
+
+
+def decode_base64(text: str) -> bytes | None:
+    """Return what base64 stands for; None if it is none (RFC 4648 section 4)."""
+    if len(text) % 4 or not _BASE64.fullmatch(text):
+        return None
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error:
+        return None
 
 
 def _hello(argument: str) -> str:
@@ -202,23 +292,32 @@ def _mail(argument: str) -> Mail:
     sender = parse_reverse_path(path, smtputf8=True)
     if not rest:
         return Mail(sender)
-    given = _parameters(rest)
-    size = _size(given.pop("SIZE")) if "SIZE" in given else None
-    body = _body_type(given.pop("BODY")) if "BODY" in given else None
+    given = parameters(rest)
+    take = given.pop
+    size = given_in.size(take("SIZE")) if "SIZE" in given else None
+    body = _body_type(take("BODY")) if "BODY" in given else None
     smtputf8 = "SMTPUTF8" in given
-    if given.pop("SMTPUTF8", None) is not None:
+    if take("SMTPUTF8", None) is not None:
         _refuse(501, "5.5.4", "SMTPUTF8 has no value")
-    if given:
-        _refuse_parameter(next(iter(given)))
-    return Mail(sender, size, body, smtputf8)
+    ret = given_in.ret(take("RET")) if "RET" in given else None
+    envid = given_in.envid(take("ENVID")) if "ENVID" in given else ""
+    auth = given_in.auth(take("AUTH")) if "AUTH" in given else ""
+    for name in given:
+        given_in.refuse_unknown(name)
+    return Mail(sender, size, body, smtputf8, ret, envid, auth)
 
 
 def _rcpt(argument: str) -> Rcpt:
     path, rest = _split(argument, "TO:", "RCPT TO:<address>", "5.1.3")
     recipient = parse_forward_path(path, smtputf8=True)
-    for name in _parameters(rest) if rest else ():
-        _refuse_parameter(name)
-    return Rcpt(recipient)
+    if not rest:
+        return Rcpt(recipient)
+    given = parameters(rest)
+    notify = given_in.notify(given.pop("NOTIFY")) if "NOTIFY" in given else ()
+    orcpt = given_in.orcpt(given.pop("ORCPT")) if "ORCPT" in given else ""
+    for name in given:
+        given_in.refuse_unknown(name)
+    return Rcpt(recipient, notify, orcpt)
 
 
 def _split(argument: str, word: str, form: str, enhanced: str) -> tuple[str, str]:
@@ -236,36 +335,30 @@ def _split(argument: str, word: str, form: str, enhanced: str) -> tuple[str, str
     return path[0], rest
 
 
-def _parameters(text: str) -> dict[str, str | None]:
-    """Return names in upper case with their values; None for a name alone."""
-    found: dict[str, str | None] = {}
-    for word in text[1:].split(" "):
-        parameter = _PARAMETER.fullmatch(word)
-        if parameter is None:
-            _refuse(501, "5.5.4", "a parameter is a name, or a name = a value")
-        name = parameter[1].upper()
-        if name in found:
-            _refuse(501, "5.5.4", f"parameter {name} is given twice")
-        found[name] = parameter[2]
-    return found
-
-
-def _refuse_parameter(name: str) -> NoReturn:
-    # RFC 5321 section 4.1.1.11. Registered names are shorter than what is cut here.
-    _refuse(555, "5.5.4", f"parameter {name[:20]} is not known")
-
-
-def _size(value: str | None) -> int:
-    if value is None or not _SIZE.fullmatch(value):
-        _refuse(501, "5.5.4", "SIZE is a number of octets")
-    return int(value)
-
-
 def _body_type(value: str | None) -> BodyType:
     known = _BODY_TYPES.get((value or "").upper())
     if known is None:
         _refuse(555 if value else 501, "5.5.4", "BODY is 7BIT or 8BITMIME")
     return known
+
+
+def _bdat(argument: str) -> Bdat:
+    chunk = _CHUNK.fullmatch(argument)
+    if chunk is None:
+        _refuse(501, "5.5.4", "say BDAT octets, or BDAT octets LAST")
+    return Bdat(int(chunk[1]), chunk[2] is not None)
+
+
+def _auth(argument: str) -> Auth:
+    mechanism, _, response = argument.partition(" ")
+    if not _MECHANISM.fullmatch(mechanism):
+        _refuse(501, "5.5.4", "say AUTH and the name of a mechanism")
+    if not response:
+        return Auth(mechanism.upper())
+    initial = b"" if response == "=" else decode_base64(response)
+    if initial is None:
+        _refuse(501, "5.5.2", "the response is not base64")
+    return Auth(mechanism.upper(), initial)
 
 
 def _vrfy(argument: str) -> Vrfy:
@@ -290,6 +383,9 @@ _PARSERS: dict[str, Callable[[str], Command]] = {
     "MAIL": _mail,
     "RCPT": _rcpt,
     "DATA": _alone(Data()),
+    "BDAT": _bdat,
+    "STARTTLS": _alone(Starttls()),
+    "AUTH": _auth,
     "RSET": _alone(Rset()),
     "QUIT": _alone(Quit()),
     "NOOP": lambda argument: Noop(),

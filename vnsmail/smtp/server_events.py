@@ -4,9 +4,10 @@ Rules of this file: values only. An event that asks waits for one ``accept`` or
 ``reject``; an event that tells needs no answer.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from vnsmail.model import Notify, Ret
 from vnsmail.smtp.address import Mailbox
 
 
@@ -26,6 +27,10 @@ class MailRequested:
     eight_bit: bool
     """BODY=8BITMIME was given."""
     smtputf8: bool
+    ret: Ret | None = None
+    """What notifications are to carry (RFC 3461); None: not given."""
+    envid: str = ""
+    """What the sender calls the transaction, as xtext; empty: not given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +38,49 @@ class RecipientRequested:
     """Asks: is mail for this recipient taken here?"""
 
     recipient: Mailbox
+    notify: tuple[Notify, ...] = ()
+    """When the sender wants to be told (RFC 3461); empty: not given."""
+    orcpt: str = ""
+    """Who it was at first, ``type;xtext``; empty: not given."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsRequested:
+    """Asks: can TLS be begun now?
+
+    After ``accept`` the driver writes what is to be sent, takes everything that comes
+    for TLS, and says ``tls_started`` when the handshake is done.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class AuthRequested:
+    """Asks: may somebody sign in so?
+
+    Answered with ``challenge`` too; then AuthResponse follows, or AuthAborted.
+    """
+
+    mechanism: str
+    """One of ServerConfig.mechanisms."""
+    initial: bytes | None = field(repr=False)
+    """The first response; None: the client waits for a challenge."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuthResponse:
+    """Asks what follows from the response to a challenge; ``challenge`` is an answer."""
+
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AuthAborted:
+    """Tells that the exchange is over: the client gave it up, or sent no base64."""
 
 
 @dataclass(frozen=True, slots=True)
 class DataRequested:
-    """Asks: may the body come? There is a recipient at least."""
+    """Asks: may the body come? There is a recipient at least. Once a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +97,7 @@ class MessageReceived:
     size: int
     """Octets of the body, all of which were in BodyReceived."""
     eight_bit: bool
+    """BODY=8BITMIME was given, or there was an octet beyond ASCII."""
     smtputf8: bool
 
 
@@ -75,6 +119,15 @@ class SessionEnded:
 
 
 Question: TypeAlias = (
-    Connected | MailRequested | RecipientRequested | DataRequested | MessageReceived
+    Connected
+    | TlsRequested
+    | AuthRequested
+    | AuthResponse
+    | MailRequested
+    | RecipientRequested
+    | DataRequested
+    | MessageReceived
 )
-Event: TypeAlias = Question | BodyReceived | TransactionAborted | SessionEnded
+Event: TypeAlias = (
+    Question | BodyReceived | AuthAborted | TransactionAborted | SessionEnded
+)

@@ -10,21 +10,25 @@ Rules of this file. What may follow what is in the table of server_states and no
 else: a step that is not in it is a 503. Whether someone may send is never decided here. While a
 question is open nothing behind it is read, so replies keep the order of the commands
 however they were pipelined (RFC 2920), and the same bytes give the same events and
-replies however they are cut, with one exception: a client that talks before the
-greeting is turned away (RFC 5321 section 3.1 makes it wait).
+replies however they are cut, with two exceptions: a client that talks before the
+greeting is turned away (RFC 5321 section 3.1 makes it wait), and so is one that sends
+anything behind STARTTLS: whoever is between could have put it there (CVE-2011-0411).
 """
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
+from vnsmail.model import Role
 from vnsmail.smtp import commands as said
-from vnsmail.smtp.body import BodyDecoder
+from vnsmail.smtp import server_replies as say
 from vnsmail.smtp.errors import SmtpSyntaxError
 from vnsmail.smtp.replies import Reply
+from vnsmail.smtp.server_body import BodyIntake
 from vnsmail.smtp.server_events import (
+    AuthAborted,
+    AuthRequested,
+    AuthResponse,
     BodyReceived,
     Connected,
     DataRequested,
@@ -34,18 +38,26 @@ from vnsmail.smtp.server_events import (
     Question,
     RecipientRequested,
     SessionEnded,
+    TlsRequested,
     TransactionAborted,
 )
+from vnsmail.smtp.server_replies import ServerConfig
 from vnsmail.smtp.server_states import (
     IN_TRANSACTION,
     OUT_OF_PLACE,
     TRANSITIONS,
+    EndOfAuth,
     EndOfBody,
+    EndOfChunk,
     State,
     Step,
+    TlsStarted,
 )
 
 __all__ = [
+    "AuthAborted",
+    "AuthRequested",
+    "AuthResponse",
     "BodyReceived",
     "Connected",
     "DataRequested",
@@ -57,46 +69,11 @@ __all__ = [
     "ServerConfig",
     "ServerSession",
     "SessionEnded",
+    "TlsRequested",
     "TransactionAborted",
 ]
 
-
-@dataclass(frozen=True, slots=True)
-class ServerConfig:
-    """Who the server is, and its limits."""
-
-    name: str
-    """Its name in greeting and EHLO."""
-    max_message_size: int
-    """Octets of a body; announced with SIZE (RFC 1870)."""
-    max_recipients: int = 1000
-    """Recipients of one transaction (100 at least: RFC 5321 section 4.5.3.1.8)."""
-    max_bad_commands: int = 20
-    """Commands that make no sense between two messages; Postfix, too, hangs up at 20
-    (smtpd_hard_error_limit)."""
-
-
-_LONGEST_LINE = said.MAX_MAIL
-
-_OK = b"250 2.0.0 ok\r\n"
-_SENDER_OK = b"250 2.1.0 sender ok\r\n"
-_RECIPIENT_OK = b"250 2.1.5 recipient ok\r\n"
-_MESSAGE_OK = b"250 2.0.0 accepted\r\n"
-_GO_AHEAD = b"354 end with <CRLF>.<CRLF>\r\n"
-# RFC 5321 section 3.5.3: 252 promises nothing, and tells nobody who has a mailbox.
-_TRY_IT = b"252 2.5.0 send mail and see\r\n"
-_HELP = b"214 2.0.0 see RFC 5321\r\n"
-
-_SHUTDOWN = Reply(421, ("closing down, try again later",), "4.3.2")
-_TALKED_EARLY = Reply(554, ("you talked before the greeting",), "5.5.1")
-_TOO_MANY_ERRORS = Reply(421, ("too many errors",), "4.7.0")
-_TOO_MANY_RECIPIENTS = Reply(452, ("too many recipients",), "4.5.3").encode()
-_TOO_BIG = Reply(552, ("the message is too big",), "5.3.4").encode()
-# The code that Postfix and Sendmail use as well for this.
-_BARE_NEWLINE = Reply(554, ("bare CR or LF in the message",), "5.6.11").encode()
-_NEEDS_SMTPUTF8 = Reply(553, ("the address needs SMTPUTF8",), "5.6.7").encode()
-_TOO_LONG = Reply(500, ("line too long",), "5.5.2")
-_NO_RECIPIENT = Reply(554, ("no valid recipients",), "5.5.1")
+_LONGEST_LINE = said.MAX_AUTH
 
 
 class _Accepted(NamedTuple):
@@ -111,29 +88,19 @@ class _Accepted(NamedTuple):
 
 _ACCEPTED: Mapping[type[Question], _Accepted] = {
     Connected: _Accepted(Connected, 220, "", b""),
-    MailRequested: _Accepted(said.Mail, 250, "2.1.0", _SENDER_OK),
-    RecipientRequested: _Accepted(said.Rcpt, 250, "2.1.5", _RECIPIENT_OK),
-    DataRequested: _Accepted(said.Data, 354, "", _GO_AHEAD),
-    MessageReceived: _Accepted(MessageReceived, 250, "2.0.0", _MESSAGE_OK),
+    TlsRequested: _Accepted(said.Starttls, 220, "2.0.0", say.TLS_GO_AHEAD),
+    AuthRequested: _Accepted(EndOfAuth, 235, "2.7.0", say.SIGNED_IN),
+    AuthResponse: _Accepted(EndOfAuth, 235, "2.7.0", say.SIGNED_IN),
+    MailRequested: _Accepted(said.Mail, 250, "2.1.0", say.SENDER_OK),
+    RecipientRequested: _Accepted(said.Rcpt, 250, "2.1.5", say.RECIPIENT_OK),
+    DataRequested: _Accepted(said.Data, 354, "", say.GO_AHEAD),
+    MessageReceived: _Accepted(MessageReceived, 250, "2.0.0", say.MESSAGE_OK),
 }
 
 # Known commands of other extensions: RFC 5321 section 4.2.4 has 502 for them.
-_NOT_HERE = {"EXPN", "TURN", "ETRN", "STARTTLS", "AUTH", "BDAT", "SEND", "SOML", "SAML"}
+_NOT_HERE = {"EXPN", "TURN", "ETRN", "SEND", "SOML", "SAML"}
 
-
-@lru_cache(maxsize=1024)
-def _ehlo_reply(config: ServerConfig) -> bytes:
-    extensions = (
-        "PIPELINING",
-        f"SIZE {config.max_message_size}",
-        "8BITMIME",
-        "SMTPUTF8",
-        "ENHANCEDSTATUSCODES",
-        "VRFY",
-        "HELP",
-    )
-    return Reply(250, (config.name, *extensions)).encode()
-
+_IN_BODY = {State.BODY, State.CHUNK}
 
 _Handlers: TypeAlias = Mapping[
     type[said.Command], Callable[["ServerSession", Any], None]
@@ -143,11 +110,16 @@ _Handlers: TypeAlias = Mapping[
 class ServerSession:
     """One session, from the connection to its end."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, *, secure: bool = False) -> None:
+        """``secure``: the connection is TLS from its beginning (RFC 8314)."""
         self.helo_name = ""
         """What the client calls itself; empty before EHLO or HELO."""
         self.extended = False
         """The client said EHLO."""
+        self.secure = secure
+        """What is said is said within TLS."""
+        self.signed_in = False
+        """Somebody signed in."""
         self._config = config
         self._state = State.NEW
         self._input = b""
@@ -168,10 +140,15 @@ class ServerSession:
         """The last transaction that was asked for did not begin."""
         self._recipients = 0
         self._refused_recipients = 0
-        self._body = BodyDecoder()
-        self._size = 0
-        self._unwanted = False
-        """The body is too big or not canonical: it is read, and thrown away."""
+        self._failed_auth = 0
+        self._body = BodyIntake(0, seven_bit=False)
+        self._chunk: said.Bdat | None = None
+        """The chunk that begins, or is coming."""
+        self._chunk_left = 0
+        self._chunk_refused = False
+        """A chunk of the last transaction was refused, and with it the transaction."""
+        self._skip = 0
+        """Octets of a chunk that nobody wants, still to come."""
         self._ask(Connected())
 
     # What the driver does --------------------------------------------------------------
@@ -184,7 +161,12 @@ class ServerSession:
     @property
     def in_body(self) -> bool:
         """Whether what comes now belongs to a body, wanted or not."""
-        return self._state is State.BODY
+        return self._state in _IN_BODY or self._skip > 0
+
+    @property
+    def starting_tls(self) -> bool:
+        """Whether what comes now is the client's part of a handshake."""
+        return self._state is State.TLS
 
     @property
     def buffered(self) -> int:
@@ -197,6 +179,9 @@ class ServerSession:
             return
         if self._state is State.NEW and data:
             self._early = True
+        elif self._state is State.TLS and data:
+            self._leave(clean=False)
+            return
         if self._at == len(self._input):
             self._input = data
         else:
@@ -248,7 +233,14 @@ class ServerSession:
         if question is None:
             return
         if self._early and isinstance(question, Connected):
-            self._end(_TALKED_EARLY)
+            self._end(say.TALKED_EARLY)
+            return
+        if isinstance(question, TlsRequested) and self.buffered:
+            self._end(say.TALKED_BEFORE_TLS)
+            return
+        if isinstance(question, DataRequested) and self._chunk is not None:
+            self._begin_chunk(self._chunk)
+            self._advance()  # an empty chunk is whole without any input
             return
         accepted = _ACCEPTED[type(question)]
         if text or enhanced or not accepted.reply:
@@ -259,6 +251,8 @@ class ServerSession:
             self._recipients += 1
         elif isinstance(question, MessageReceived):
             self._errors = 0
+        elif isinstance(question, AuthRequested | AuthResponse):
+            self.signed_in = True
         self._state = TRANSITIONS[self._state][accepted.step]
         self._go_on()
 
@@ -281,15 +275,51 @@ class ServerSession:
             self._end(reply)
             return
         self._output.append(reply.encode())
-        if isinstance(question, RecipientRequested):
-            self._refused_recipients += 1
-        elif isinstance(question, MailRequested):
-            self._mail_refused = True
-        elif isinstance(question, MessageReceived):
-            self._message_done()
+        match question:
+            case RecipientRequested():
+                self._refused_recipients += 1
+            case MailRequested():
+                self._mail_refused = True
+            case MessageReceived():
+                self._message_done()
+            case AuthRequested() | AuthResponse():
+                self._auth_failed()
+            case DataRequested() if self._chunk is not None:
+                self._skip = self._chunk.size
+                self._refuse_chunks()
+            case _:
+                pass
         self._go_on()
 
-    def shutdown(self, reply: Reply = _SHUTDOWN) -> None:
+    def challenge(self, data: bytes) -> None:
+        """Answer AuthRequested or AuthResponse: let the client respond to this.
+
+        Raises:
+            RuntimeError: no such question is open.
+        """
+        signing_in = isinstance(self._question, AuthRequested | AuthResponse)
+        if not signing_in and self._state is not State.ENDED:
+            raise RuntimeError("nobody is signing in")
+        if self._answered() is not None:
+            self._output.append(f"334 {said.encode_base64(data)}\r\n".encode())
+            self._go_on()
+
+    def tls_started(self) -> None:
+        """The handshake is done; what comes from now on came within TLS.
+
+        What the client said before is forgotten (RFC 3207 section 4.2).
+
+        Raises:
+            RuntimeError: no handshake was to be done.
+        """
+        if self._state is not State.TLS:
+            raise RuntimeError("nobody asked for TLS")
+        self._state = TRANSITIONS[self._state][TlsStarted]
+        self.secure = True
+        self.helo_name, self.extended = "", False
+        self._mail_refused = self._chunk_refused = False
+
+    def shutdown(self, reply: Reply = say.SHUTDOWN) -> None:
         """End the session with a reply (RFC 5321 section 3.8).
 
         A message that is being accepted gets its answer first: it may be on disk
@@ -336,8 +366,15 @@ class ServerSession:
     def _advance(self) -> None:
         """Work on what came, up to the next question."""
         while self._question is None and self._state is not State.ENDED:
-            in_body = self._state is State.BODY
-            if not (self._take_body() if in_body else self._take_line()):
+            if self._skip:
+                more = self._take_unwanted()
+            elif self._state is State.BODY:
+                more = self._take_body()
+            elif self._state is State.CHUNK:
+                more = self._take_chunk()
+            else:
+                more = self._take_line()
+            if not more:
                 break
         if self._eof and self._question is None and self._state is not State.ENDED:
             self._leave(clean=False)
@@ -353,15 +390,17 @@ class ServerSession:
             return False
         line = self._input[self._at : end]
         self._at = end + 2
-        if self._skipping_line:
-            self._skipping_line = False
-            self._complain(_TOO_LONG)
+        too_long, self._skipping_line = self._skipping_line, False
+        if self._state is State.AUTH:
+            self._take_response(line, too_long=too_long)
+            return True
+        if too_long:
+            self._complain(say.TOO_LONG)
             return True
         try:
             command = said.parse(line)
         except SmtpSyntaxError as error:
-            self._note_refused(line[:5].upper())
-            self._complain(error.reply)
+            self._refuse_line(line, error.reply)
             return True
         step = type(command)
         if step not in TRANSITIONS[self._state]:
@@ -370,38 +409,126 @@ class ServerSession:
             self._HANDLERS[step](self, command)
         return True
 
+    def _refuse_line(self, line: bytes, reply: Reply) -> None:
+        verb = line[:5].upper()
+        if verb.rstrip() == b"BDAT":
+            # How much follows is not known, and none of it may be taken for a command.
+            self._end(reply)
+            return
+        self._note_refused(verb)
+        self._complain(reply)
+
     def _take_body(self) -> bool:
         """Work on a piece of the body; False if none is there."""
         if self._at == len(self._input):
             return False
         data = self._input[self._at :] if self._at else self._input
+        sound = not self._body.faults
         payload, end, self._input = self._body.feed(data)
         self._at = 0
-        if payload and not self._unwanted:
-            self._size += len(payload)
-            too_big = self._size > self._config.max_message_size
-            self._unwanted = too_big or self._body.bare_newline
-            self._events.append(
-                TransactionAborted() if self._unwanted else BodyReceived(payload)
-            )
+        self._give_out(payload, sound=sound)
         if end:
             self._end_of_body()
         return True
 
+    def _take_chunk(self) -> bool:
+        """Work on octets of a chunk; False if none are there, and some are missing."""
+        data = self._input[self._at : self._at + self._chunk_left]
+        if not data and self._chunk_left:
+            return False
+        self._at += len(data)
+        self._chunk_left -= len(data)
+        whole = not self._chunk_left
+        chunk = self._chunk
+        last = whole and chunk is not None and chunk.last
+        sound = not self._body.faults
+        payload = self._body.feed_chunk(data, last=last)
+        self._give_out(payload, sound=sound)
+        if last:
+            self._end_of_body()
+        elif whole:
+            self._end_of_chunk()
+        return True
+
+    def _take_unwanted(self) -> bool:
+        """Throw away octets of a chunk that was refused; False if none are there."""
+        count = min(self._skip, len(self._input) - self._at)
+        self._skip -= count
+        self._at += count
+        return count > 0
+
+    def _give_out(self, payload: bytes, *, sound: bool) -> None:
+        """Tell what came, or that the message comes to nothing, which is told once."""
+        if self._body.faults:
+            if sound:
+                self._events.append(TransactionAborted())
+        elif payload:
+            self._events.append(BodyReceived(payload))
+
+    def _begin_chunk(self, chunk: said.Bdat) -> None:
+        self._state = TRANSITIONS[self._state][said.Bdat]
+        self._chunk_left = chunk.size
+        sound = not self._body.faults
+        self._body.expect(chunk.size)
+        self._give_out(b"", sound=sound)
+
+    def _end_of_chunk(self) -> None:
+        fault = self._body.worst
+        if fault is not None:
+            self._output.append(fault)
+            self._refuse_chunks()
+            return
+        size = 0 if self._chunk is None else self._chunk.size
+        self._state = TRANSITIONS[self._state][EndOfChunk]
+        self._output.append(f"250 2.0.0 {size} octets received\r\n".encode())
+
+    def _refuse_chunks(self) -> None:
+        """The transaction is over; chunks that were sent already are thrown away."""
+        if not self._body.faults:
+            self._events.append(TransactionAborted())
+        self._chunk_refused = True
+        self._state = State.IDLE
+
     def _end_of_body(self) -> None:
         self._state = TRANSITIONS[self._state][EndOfBody]
-        if self._unwanted:
+        fault = self._body.worst
+        if fault is not None:
             self._message_done()
-            # The worse fault is named, wherever in the body it was.
-            bare = self._body.bare_newline
-            self._output.append(_BARE_NEWLINE if bare else _TOO_BIG)
+            self._output.append(fault)
             return
         mail = self._mail
-        self._ask(MessageReceived(self._size, mail.body == "8BITMIME", mail.smtputf8))
+        eight_bit = mail.body == "8BITMIME" or self._body.eight_bit
+        self._ask(MessageReceived(self._body.size, eight_bit, mail.smtputf8))
 
     def _message_done(self) -> None:
         # Whatever the answer was, the transaction is over: RFC 5321 section 4.1.1.4.
         self._state = TRANSITIONS[self._state][MessageReceived]
+
+    # Signing in --------------------------------------------------------------------------
+
+    def _take_response(self, line: bytes, *, too_long: bool) -> None:
+        """Work on a line of an exchange (RFC 4954 section 4)."""
+        if too_long or len(line) > said.MAX_AUTH - len("\r\n"):
+            self._abort_auth(say.AUTH_TOO_LONG)
+        elif line == b"*":
+            self._abort_auth(say.AUTH_CANCELLED)
+        else:
+            data = said.decode_base64(line.decode("latin-1"))
+            if data is None:
+                self._abort_auth(say.AUTH_NOT_BASE64)
+            else:
+                self._ask(AuthResponse(data))
+
+    def _abort_auth(self, reply: bytes) -> None:
+        self._output.append(reply)
+        self._events.append(AuthAborted())
+        self._auth_failed()
+
+    def _auth_failed(self) -> None:
+        self._state = TRANSITIONS[self._state][EndOfAuth]
+        self._failed_auth += 1
+        if self._failed_auth >= self._config.max_failed_auth:
+            self._end(say.TOO_MANY_FAILED_AUTH)
 
     # Refusals and ends -------------------------------------------------------------------
 
@@ -409,7 +536,7 @@ class ServerSession:
         """Answer something that makes no sense; hang up if that is too much of it."""
         self._errors += 1
         if self._errors > self._config.max_bad_commands:
-            self._end(_TOO_MANY_ERRORS)
+            self._end(say.TOO_MANY_ERRORS)
         else:
             self._output.append(reply.encode())
 
@@ -427,11 +554,17 @@ class ServerSession:
         every RCPT was refused (RFC 2920 section 3.1). That is no error of the client,
         however many recipients there are.
         """
+        bdat = isinstance(command, said.Bdat)
+        body = bdat or isinstance(command, said.Data)
         pipelined = (
-            isinstance(command, said.Rcpt | said.Data)
+            (body or isinstance(command, said.Rcpt))
             and self._state is State.IDLE
             and self._mail_refused
-        ) or (isinstance(command, said.Data) and self._no_recipient_left)
+        ) or (body and self._no_recipient_left)
+        if isinstance(command, said.Bdat):
+            # Octets that follow are none of a command, whatever the command is worth.
+            self._skip = command.size
+            pipelined = pipelined or self._chunk_refused
         reply = self._out_of_place(command)
         if pipelined:
             self._output.append(reply.encode())
@@ -443,10 +576,12 @@ class ServerSession:
         return self._state is State.SENDER and self._refused_recipients > 0
 
     def _out_of_place(self, command: said.Command) -> Reply:
-        if isinstance(command, said.Data) and self._no_recipient_left:
-            return _NO_RECIPIENT
-        if isinstance(command, said.Mail) and self._state is State.SENDER:
-            return Reply(503, ("a transaction is under way",), "5.5.1")
+        in_transaction = self._state in IN_TRANSACTION
+        match command:
+            case said.Data() | said.Bdat() if self._no_recipient_left:
+                return say.NO_RECIPIENT
+            case said.Mail() | said.Auth() | said.Starttls() if in_transaction:
+                return say.IN_TRANSACTION
         return Reply(503, (OUT_OF_PLACE[self._state],), "5.5.1")
 
     def _end(self, reply: Reply) -> None:
@@ -464,16 +599,15 @@ class ServerSession:
 
     def _abort(self) -> None:
         """The transaction, if there is one, comes to nothing."""
-        if self._state in IN_TRANSACTION and not (
-            self._state is State.BODY and self._unwanted
-        ):
+        faulty = self._state in _IN_BODY and self._body.faults
+        if self._state in IN_TRANSACTION and not faulty:
             self._events.append(TransactionAborted())
 
     # Commands: each is called in a state that allows it -----------------------------------
 
     def _ehlo(self, command: said.Ehlo) -> None:
         self._hello(command, command.name, extended=True)
-        self._output.append(_ehlo_reply(self._config))
+        self._output.append(say.ehlo_reply(self._config, secure=self.secure))
 
     def _helo(self, command: said.Helo) -> None:
         self._hello(command, command.name, extended=False)
@@ -481,61 +615,109 @@ class ServerSession:
 
     def _hello(self, command: said.Command, name: str, *, extended: bool) -> None:
         self._abort()
-        self._mail_refused = False
+        self._mail_refused = self._chunk_refused = False
         self._state = TRANSITIONS[self._state][type(command)]
         self.helo_name, self.extended = name, extended
+
+    def _starttls(self, _: said.Starttls) -> None:
+        if self.secure:
+            self._complain(say.TLS_ALREADY)
+        elif not self._config.starttls:
+            self._complain(say.NOT_AVAILABLE)
+        else:
+            self._ask(TlsRequested())
+
+    def _auth(self, command: said.Auth) -> None:
+        refusal = self._no_auth(command.mechanism)
+        if refusal is not None:
+            self._complain(refusal)
+            return
+        self._state = TRANSITIONS[self._state][said.Auth]
+        self._ask(AuthRequested(command.mechanism, command.initial))
+
+    def _no_auth(self, mechanism: str) -> Reply | None:
+        """Return why nobody may sign in so, or now; None if somebody may."""
+        config = self._config
+        if not say.may_auth(config, secure=True):
+            return say.NOT_AVAILABLE
+        if not self.secure:
+            return say.TLS_BEFORE_AUTH
+        if self.signed_in:
+            return say.SIGNED_IN_ALREADY
+        return None if mechanism in config.mechanisms else say.NO_SUCH_MECHANISM
 
     def _mail_from(self, command: said.Mail) -> None:
         sender, size = command.sender, command.size
         self._mail_refused = True
+        if self._config.role is Role.SUBMISSION and not self.signed_in:
+            # RFC 6409 section 4.3, RFC 4954 section 6.
+            first = say.AUTH_BEFORE_MAIL if self.secure else say.TLS_BEFORE_MAIL
+            self._complain(first)
+            return
         if not command.smtputf8 and sender and sender.needs_smtputf8:
-            self._output.append(_NEEDS_SMTPUTF8)
+            self._output.append(say.NEEDS_SMTPUTF8)
             return
         if size is not None and size > self._config.max_message_size:
-            self._output.append(_TOO_BIG)
+            self._output.append(say.TOO_BIG)
             return
-        self._mail_refused = False
+        self._mail_refused = self._chunk_refused = False
         self._mail = command
         self._recipients = self._refused_recipients = 0
         eight_bit = command.body == "8BITMIME"
-        self._ask(MailRequested(sender, size, eight_bit, command.smtputf8))
+        utf8 = command.smtputf8
+        self._ask(
+            MailRequested(sender, size, eight_bit, utf8, command.ret, command.envid)
+        )
 
     def _rcpt_to(self, command: said.Rcpt) -> None:
         recipient = command.recipient
         if not self._mail.smtputf8 and recipient.needs_smtputf8:
             self._refused_recipients += 1
-            self._output.append(_NEEDS_SMTPUTF8)
+            self._output.append(say.NEEDS_SMTPUTF8)
         elif self._recipients >= self._config.max_recipients:
-            self._output.append(_TOO_MANY_RECIPIENTS)
+            self._output.append(say.TOO_MANY_RECIPIENTS)
         else:
-            self._ask(RecipientRequested(recipient))
+            self._ask(RecipientRequested(recipient, command.notify, command.orcpt))
 
     def _data(self, _: said.Data) -> None:
-        self._body = BodyDecoder()
-        self._size = 0
-        self._unwanted = False
+        self._chunk = None
+        self._begin_body()
+
+    def _bdat(self, command: said.Bdat) -> None:
+        self._chunk = command
+        if self._state is State.CHUNKS:
+            self._begin_chunk(command)
+        else:
+            self._begin_body()
+
+    def _begin_body(self) -> None:
+        declared = self._mail.body
+        seven_bit = declared == "7BIT" or (
+            self._config.strict_8bit and declared != "8BITMIME"
+        )
+        self._body = BodyIntake(self._config.max_message_size, seven_bit=seven_bit)
         self._ask(DataRequested())
 
     def _rset(self, command: said.Rset) -> None:
         self._abort()
-        self._mail_refused = False
+        self._mail_refused = self._chunk_refused = False
         self._state = TRANSITIONS[self._state][type(command)]
-        self._output.append(_OK)
+        self._output.append(say.OK)
 
     def _noop(self, _: said.Noop) -> None:
-        self._output.append(_OK)
+        self._output.append(say.OK)
 
     def _help(self, _: said.Help) -> None:
-        self._output.append(_HELP)
+        self._output.append(say.HELP)
 
     def _vrfy(self, _: said.Vrfy) -> None:
-        self._output.append(_TRY_IT)
+        self._output.append(say.TRY_IT)
 
     def _unknown(self, command: said.Unknown) -> None:
         if command.verb in _NOT_HERE:
-            self._complain(Reply(502, ("this is not available",), "5.5.1"))
+            self._complain(say.NOT_AVAILABLE)
         else:
-            self._complain(Reply(500, ("there is no such command",), "5.5.1"))
+            self._complain(say.NO_SUCH_COMMAND)
 
     def _quit(self, _: said.Quit) -> None:
         self._output.append(f"221 2.0.0 {self._config.name} closing\r\n".encode())
@@ -547,6 +729,9 @@ class ServerSession:
         said.Mail: _mail_from,
         said.Rcpt: _rcpt_to,
         said.Data: _data,
+        said.Bdat: _bdat,
+        said.Starttls: _starttls,
+        said.Auth: _auth,
         said.Rset: _rset,
         said.Noop: _noop,
         said.Help: _help,
