@@ -14,6 +14,7 @@ from typing import NewType, Self
 from vnsmail.errors import BadInput
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 HostName = NewType("HostName", str)
 """A fully qualified domain name: lower case, A-labels, no dot at the end."""

@@ -2,7 +2,9 @@
 
 A silence is not the only way to hold a session: a client may also send one byte a
 minute. So it is not what arrives that moves the deadline on, but what is done: a
-command that got its reply. Within a body each byte moves it a little.
+command that got its reply. Within a body each byte moves it a little. And a session as
+a whole has a limit, which a message that is taken moves on: a client that says NOOP for
+ever has no more from it than one that says nothing.
 
 Rules of this file: one timer, which is set anew only when it rings, as most deadlines
 are moved long before.
@@ -10,6 +12,7 @@ are moved long before.
 
 import asyncio
 from collections.abc import Callable
+from math import inf
 
 MIN_RATE = 500
 """Bytes a second that a body must come with in the long run; Postfix has the same
@@ -19,9 +22,12 @@ MIN_RATE = 500
 class Deadline:
     """Calls back once time is over. Not running until ``restart``."""
 
-    def __init__(self, on_late: Callable[[], None]) -> None:
+    def __init__(self, on_late: Callable[[], None], whole: float = inf) -> None:
+        """``whole``: seconds until the end of everything, unless ``extend`` is called."""
         self._on_late = on_late
         self._loop = asyncio.get_running_loop()
+        self._whole = whole
+        self._end = self._loop.time() + whole
         self._at = 0.0
         self._seconds = 0.0
         self._running = False
@@ -37,13 +43,18 @@ class Deadline:
         """Give the client that many seconds from now."""
         self._running = True
         self._seconds = seconds
-        self._at = self._loop.time() + seconds
+        self._at = min(self._loop.time() + seconds, self._end)
         if self._timer is None or self._rings_at > self._at:
             self._ring_at(self._at)
 
     def came(self, count: int) -> None:
         """Give the client the time that so many bytes may take, within the limit."""
-        self._at = min(self._at + count / MIN_RATE, self._loop.time() + self._seconds)
+        latest = min(self._loop.time() + self._seconds, self._end)
+        self._at = min(self._at + count / MIN_RATE, latest)
+
+    def extend(self) -> None:
+        """Begin the session's own time anew."""
+        self._end = self._loop.time() + self._whole
 
     def stop(self) -> None:
         """The client is not waited for now."""

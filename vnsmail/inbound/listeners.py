@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 
-from vnsmail.inbound.session import Keep, Receiver, ReceiverFacts, ReverseName, Shared
+from vnsmail.inbound.session import MX, Receiver
+from vnsmail.inbound.shared import Door, Keep, ReceiverFacts, ReverseName, Shared
 from vnsmail.log import logger
 from vnsmail.model import IPAddress
 
@@ -48,7 +49,7 @@ class Reception:
     ) -> None:
         self._shared = Shared(facts, keep, reverse_name, executor, clock)
         self._loop = asyncio.get_running_loop()
-        self._listening: set[socket.socket] = set()
+        self._listening: dict[socket.socket, Door] = {}
         self._closing = False
 
     @property
@@ -60,10 +61,10 @@ class Reception:
         """Use changed facts, in open sessions too."""
         self._shared.facts = facts
 
-    def listen(self, sock: socket.socket) -> None:
+    def listen(self, sock: socket.socket, door: Door = MX) -> None:
         """Accept what comes on a socket that listens already; it is ours from now on."""
         sock.setblocking(False)
-        self._listening.add(sock)
+        self._listening[sock] = door
         self._loop.add_reader(sock, self._accept, sock)
 
     async def close(self, grace: float) -> None:
@@ -103,13 +104,16 @@ class Reception:
             except OSError as error:
                 self._pause(sock, error)
                 return
-            self._shared.start(self._serve(accepted, _address(peer)))
+            door = self._listening[sock]
+            self._shared.start(self._serve(accepted, _address(peer), door))
 
-    async def _serve(self, sock: socket.socket, peer: IPAddress | None) -> None:
+    async def _serve(
+        self, sock: socket.socket, peer: IPAddress | None, door: Door
+    ) -> None:
         sock.setblocking(False)
         try:
             _, receiver = await self._loop.connect_accepted_socket(
-                lambda: Receiver(self._shared, peer), sock
+                lambda: Receiver(self._shared, peer, door), sock
             )
         except OSError:  # the client is gone already
             sock.close()

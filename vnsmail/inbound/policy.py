@@ -6,7 +6,7 @@
     RCPT TO                   may_receive       at once
     a message that is whole   examine           when it is done; may add or change
 
-Each owner has one ``Policy``, in ReceiverFacts.policy; a changed one takes its place
+Each owner has one ``Policy``, in ReceiverFacts.rules; a changed one takes its place
 while sessions go on. ``HousePolicy`` is the plain one: it takes mail for mailboxes here,
 and lets nobody sign in.
 
@@ -19,7 +19,7 @@ them nothing waits. A policy that raises has refused: the client hears 451, the 
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from vnsmail.inbound.accept import AcceptPolicy, Taken
+from vnsmail.inbound.accept import AcceptPolicy, Aliased, Taken
 from vnsmail.model import Envelope, IPAddress, Role
 from vnsmail.queue.body import Body
 from vnsmail.smtp.address import Mailbox
@@ -32,6 +32,7 @@ __all__ = [
     "HousePolicy",
     "Later",
     "Policy",
+    "Recipient",
     "Relayed",
     "Role",
     "SignIn",
@@ -61,6 +62,11 @@ class Client:
     """Name of the cipher suite; empty: in the clear."""
     user: str = ""
     """Who signed in, as ``SignedIn`` named it; empty: nobody."""
+
+    @property
+    def literal(self) -> str:
+        """The address for logs and limits; ``local`` over a Unix socket."""
+        return "local" if self.address is None else str(self.address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +99,9 @@ class Relayed:
     address: str
     """The recipient in the one spelling that the queue and delivery know."""
 
+
+Recipient: TypeAlias = Taken | Aliased | Relayed
+"""Where mail for an accepted recipient goes."""
 
 SignInStep: TypeAlias = Challenge | SignedIn | Later | Reply
 """A Reply here is a refusal: 535 5.7.8, 454 4.7.0 …"""
@@ -130,11 +139,6 @@ class Policy(Protocol):
     """What one owner lets in, and from whom."""
 
     @property
-    def local(self) -> AcceptPolicy:
-        """Who has a mailbox here."""
-        ...
-
-    @property
     def mechanisms(self) -> tuple[str, ...]:
         """SASL mechanisms in upper case, the best first; none: nobody can sign in.
 
@@ -157,7 +161,7 @@ class Policy(Protocol):
 
     def may_receive(
         self, client: Client, sender: Mailbox | None, recipient: Mailbox
-    ) -> Taken | Relayed | Reply | Later:
+    ) -> Recipient | Reply | Later:
         """Return where mail for a recipient goes, or why it is refused.
 
         ``Relayed`` to nobody but who signed in: this is what an open relay is made of.
@@ -193,8 +197,8 @@ class HousePolicy:
 
     def may_receive(
         self, client: Client, sender: Mailbox | None, recipient: Mailbox
-    ) -> Taken | Relayed | Reply | Later:
-        return self.local.decide(recipient)
+    ) -> Recipient | Reply | Later:
+        return self.local.expand(recipient)
 
     async def examine(
         self, client: Client, envelope: Envelope, body: Body, front: bytes

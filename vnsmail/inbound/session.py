@@ -2,43 +2,45 @@
 
     question of the session          answered
     Connected                        by the number of sessions that are open
-    MailRequested, DataRequested     yes
-    RecipientRequested               by the owner's AcceptPolicy
+    TlsRequested                     yes, while there is a certificate
+    AuthRequested, AuthResponse      by the owner's rules, as their exchange goes on
+    MailRequested                    by the rules' may_send
+    RecipientRequested               by the rules' may_receive
+    DataRequested                    yes
     MessageReceived                  when ``keep`` returned: 250 means durable
 
 Rules of this file: nothing is decided here but who may talk at all; no message is
 acknowledged that ``keep`` did not keep; nothing more is read while a message is being
-kept, a body is on its way to the disk, or the client does not read its replies. All
-that it needs is handed to it, so it serves a worker and a test's remote alike.
+kept, somebody is signing in, a body is on its way to the disk, or the client does not
+read its replies. All that it needs is handed to it, so it serves a worker and a test's
+remote alike.
 """
 
 import asyncio
-import os
-import time
-from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import Executor
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TypeAlias, cast
+from typing import cast
 
-from vnsmail.errors import QueueUnavailable, VnsmailError
-from vnsmail.inbound.accept import AcceptPolicy, Taken
-from vnsmail.inbound.admission import (
-    MAX_SESSIONS,
-    MAX_SESSIONS_PER_PEER,
-    Admission,
-)
 from vnsmail.inbound.deadline import Deadline
+from vnsmail.inbound.keeping import TROUBLE, Arrived, Transaction, keep
+from vnsmail.inbound.policy import (
+    Challenge,
+    Client,
+    Later,
+    Policy,
+    SignedIn,
+    SignIn,
+    SignInStep,
+)
+from vnsmail.inbound.proxy import NotProxied, ProxyReader
+from vnsmail.inbound.shared import Door, Keep, ReceiverFacts, ReverseName, Shared
 from vnsmail.inbound.spool import Spool
+from vnsmail.inbound.tls import TlsFailed, TlsLayer
 from vnsmail.log import logger
-from vnsmail.message.headers import MAX_HOPS, count_received
-from vnsmail.message.trace import Arrival, received
-from vnsmail.model import Envelope, IPAddress, Owner
-from vnsmail.queue.body import Body
-from vnsmail.queue.envelope import ENTROPY_BYTES, new_id
-from vnsmail.smtp.address import Mailbox
+from vnsmail.model import IPAddress
 from vnsmail.smtp.replies import Reply
 from vnsmail.smtp.server_session import (
+    AuthAborted,
+    AuthRequested,
+    AuthResponse,
     BodyReceived,
     Connected,
     DataRequested,
@@ -46,88 +48,23 @@ from vnsmail.smtp.server_session import (
     MailRequested,
     MessageReceived,
     RecipientRequested,
-    ServerConfig,
     ServerSession,
     SessionEnded,
+    TlsRequested,
     TransactionAborted,
 )
 
-REVERSE_TIME = 2.0
-"""Seconds that the look-up of a client's name may take. It goes on beside the dialogue,
-so it delays only a message that is whole sooner, and that one by no more."""
+__all__ = ["Door", "Keep", "Receiver", "ReceiverFacts", "ReverseName", "Shared"]
 
 LINGER = 10.0
 """Seconds that a client gets to read the last reply before the connection is cut."""
 
 LATE = Reply(421, ("you took too long",), "4.4.2")
-LOOP = Reply(554, ("too many hops, the message goes in a circle",), "5.4.6")
-NO_ROOM = Reply(452, ("the message cannot be kept now, try again later",), "4.3.1")
-TROUBLE = Reply(451, ("something is wrong here, try again later",), "4.3.0")
+NO_TLS = Reply(454, ("TLS is not available now",), "4.7.0")
 
-Keep: TypeAlias = Callable[[Envelope, Body], Awaitable[None]]
-"""Makes a message durable; the body is its own from then on, also if it fails."""
-
-ReverseName: TypeAlias = Callable[[IPAddress], Awaitable[str | None]]
-"""Returns the verified name of an address (Resolver.verified_reverse_name)."""
+MX = Door()
 
 log = logger("inbound")
-
-
-@dataclass(frozen=True, slots=True)
-class ReceiverFacts:
-    """Who receives, what it takes, and its limits."""
-
-    owner: Owner
-    name: str
-    """Given in the greeting, in the answer to EHLO and in trace headers."""
-    policy: AcceptPolicy
-    folder: Path
-    """The owner's; large bodies are written to its incoming/ while they arrive."""
-    max_message_size: int
-    max_recipients: int
-    command_timeout: float
-    """Seconds a client gets for each command (RFC 5321 section 4.5.3.2.7)."""
-    max_sessions: int = MAX_SESSIONS
-    max_sessions_per_peer: int = MAX_SESSIONS_PER_PEER
-
-    @property
-    def config(self) -> ServerConfig:
-        return ServerConfig(self.name, self.max_message_size, self.max_recipients)
-
-
-@dataclass(slots=True)
-class Shared:
-    """What the sessions of one owner have in common."""
-
-    facts: ReceiverFacts
-    """Put others in its place when they change: open sessions follow, but for the name
-    they greeted with and the sizes they announced."""
-    keep: Keep
-    reverse_name: ReverseName
-    executor: Executor
-    """Writes large bodies."""
-    clock: Callable[[], float] = time.time
-    """Seconds since the epoch."""
-    admission: Admission[IPAddress | None] = field(default_factory=Admission)
-    receivers: set["Receiver"] = field(default_factory=set)
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    """What is under way for a session, be it open still or not."""
-
-    def start(self, work: Coroutine[None, None, None]) -> None:
-        """Do something beside the sessions."""
-        task = asyncio.get_running_loop().create_task(work)
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-
-
-@dataclass(slots=True)
-class _Transaction:
-    """A message on its way in."""
-
-    sender: Mailbox | None
-    recipients: dict[str, None] = field(default_factory=dict)
-    """In the spelling of the queue, each once, in the order they came."""
-    spool: Spool | None = None
 
 
 class Receiver(asyncio.Protocol):
@@ -136,29 +73,41 @@ class Receiver(asyncio.Protocol):
     Args:
         shared: what it has in common with the owner's other sessions.
         peer: where the client connects from; None over a Unix socket.
+        door: what the socket is for that it came through.
     """
 
-    def __init__(self, shared: Shared, peer: IPAddress | None) -> None:
+    def __init__(self, shared: Shared, peer: IPAddress | None, door: Door = MX) -> None:
+        facts = shared.facts
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the connection is lost."""
         self._shared = shared
         self._peer = peer
-        self._peer_text = "local" if peer is None else str(peer)
-        self._session = ServerSession(shared.facts.config)
+        self._client = Client(peer, door.role)
+        self._session = ServerSession(
+            facts.configs[door.role], secure=door.implicit_tls
+        )
+        self._proxy = ProxyReader() if facts.is_proxy(peer) else None
+        self._tls: TlsLayer | None = None
+        if door.implicit_tls and facts.tls is not None:
+            self._tls = TlsLayer(facts.tls)
         self._transport: asyncio.Transport | None = None
-        self._deadline = Deadline(self._late)
+        self._deadline = Deadline(self._late, facts.session_timeout)
         self._admitted = False
         self._lost = False
-        self._keeping = False
+        self._ours = False
+        """We owe an answer, and nothing is waited for from the client."""
         self._may_write = True
         self._may_read = True
         self._closing = False
-        self._transaction = _Transaction(None)
-        self._named = asyncio.Event()
-        self._reverse_name: str | None = None
+        self._transaction = Transaction()
+        self._sign_in: SignIn | None = None
+        self._named: asyncio.Event | None = None
 
     def shutdown(self) -> None:
         """End the session; a message that is being kept gets its answer first."""
+        if self._beginning:
+            self.abort()
+            return
         self._session.shutdown()
         self._pump()
 
@@ -172,15 +121,24 @@ class Receiver(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._shared.receivers.add(self)
-        self._pump()
+        if self._beginning:
+            self._deadline.restart(self._shared.facts.handshake_timeout)
+        else:
+            self._pump()
 
     def data_received(self, data: bytes) -> None:
         if self._session.in_body:
             self._deadline.came(len(data))
-        self._session.receive_data(data)
-        self._pump()
+        if self._proxy is None and self._tls is None:
+            self._session.receive_data(data)
+            self._pump()
+        else:
+            self._take_wrapped(data)
 
     def eof_received(self) -> bool:
+        if self._beginning or self._session.starting_tls:
+            self.abort()
+            return False
         self._session.receive_eof()
         self._pump()
         # What the client sent before is still answered; _flush closes.
@@ -190,9 +148,10 @@ class Receiver(asyncio.Protocol):
         self._lost = True
         self._deadline.end()
         self._abandon()
+        self._sign_in = None
         self._shared.receivers.discard(self)
         if self._admitted:
-            self._shared.admission.leave(self._peer)
+            self._shared.admission.leave(self._client.address)
         self.gone.set_result(None)
 
     def pause_writing(self) -> None:
@@ -203,11 +162,76 @@ class Receiver(asyncio.Protocol):
         self._may_write = True
         self._regulate()
 
+    # Below the session: proxy, TLS -----------------------------------------------------
+
+    @property
+    def _beginning(self) -> bool:
+        """Whether the session has not begun, as something comes before it."""
+        tls = self._tls
+        implicit = tls is not None and not tls.established
+        return self._proxy is not None or (implicit and not self._session.starting_tls)
+
+    def _take_wrapped(self, data: bytes) -> None:
+        """Take what came where it is not what the client says as it stands."""
+        if self._proxy is not None:
+            try:
+                proxied = self._proxy.feed(data)
+            except NotProxied as error:
+                self._cut("proxy.refused", str(error))
+                return
+            if proxied is None:
+                return
+            self._proxy = None
+            if proxied.client is not None:
+                self._client.address = proxied.client
+            data = proxied.rest
+            if self._tls is None:
+                self._session.receive_data(data)
+                self._pump()
+                return
+        if self._tls is not None:
+            self._take_tls(self._tls, data)
+
+    def _take_tls(self, tls: TlsLayer, data: bytes) -> None:
+        established = tls.established
+        try:
+            said = tls.receive(data)
+        except TlsFailed as error:
+            self._write(tls.outgoing())
+            self._cut("tls.failed", str(error))
+            return
+        if tls.established and not established:
+            client = self._client
+            client.tls_version, client.tls_cipher = tls.version, tls.cipher
+            client.helo = ""
+            if self._session.starting_tls:
+                self._session.tls_started()
+                self._deadline.restart(self._shared.facts.command_timeout)
+        if not tls.established:
+            self._write(tls.outgoing())
+            return
+        if said:
+            self._session.receive_data(said)
+        if tls.ended:
+            self._session.receive_eof()
+        self._pump()
+
+    def _cut(self, event: str, reason: str) -> None:
+        owner, peer = self._shared.facts.owner, self._client.literal
+        log.info(event, owner=owner, peer=peer, reason=reason)
+        if self._transport is not None:
+            self._transport.close()
+
+    def _write(self, data: bytes) -> None:
+        if data and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
     # From the session to the transport ----------------------------------------------
 
     def _pump(self) -> None:
         """Do all that can be done now, and write what is to be said."""
-        while not self._lost and (event := self._session.next_event()) is not None:
+        session = self._session
+        while not self._lost and (event := session.next_event()) is not None:
             self._on(event)
         self._flush()
 
@@ -215,15 +239,35 @@ class Receiver(asyncio.Protocol):
         transport = self._transport
         if transport is None or self._lost or transport.is_closing():
             return
-        if data := self._session.data_to_send():
-            transport.write(data)
+        data = self._session.data_to_send()
+        closing = self._session.closing
+        if data:
             self._deadline.restart(self._shared.facts.command_timeout)
-        if self._session.closing:
+        if self._tls is not None:
+            if data:
+                self._tls.send(data)
+            if closing:
+                self._tls.close()
+            data = self._tls.outgoing()
+        if data:
+            transport.write(data)
+        if closing:
             self._closing = True
             self._deadline.restart(LINGER)
             transport.close()
-        else:
-            self._regulate()
+            return
+        if self._session.starting_tls and self._tls is None:
+            self._start_tls()
+        self._regulate()
+
+    def _start_tls(self) -> None:
+        """From here on what comes is the handshake's: the 220 is written."""
+        context = self._shared.facts.tls
+        if context is None:  # it was taken away in between
+            self.abort()
+            return
+        self._tls = TlsLayer(context)
+        self._deadline.restart(self._shared.facts.handshake_timeout)
 
     def _regulate(self) -> None:
         """Read only while somebody can take what comes; wait only for the client."""
@@ -231,7 +275,7 @@ class Receiver(asyncio.Protocol):
         if transport is None or self._lost or transport.is_closing():
             return
         spool = self._transaction.spool
-        ours = self._keeping or (spool is not None and spool.busy)
+        ours = self._ours or (spool is not None and spool.busy)
         may_read = self._may_write and not ours
         if may_read != self._may_read:
             self._may_read = may_read
@@ -245,11 +289,15 @@ class Receiver(asyncio.Protocol):
             self._deadline.restart(self._shared.facts.command_timeout)
 
     def _late(self) -> None:
-        if self._closing or not self._may_write:
+        if self._closing or not self._may_write or self._beginning:
             # It does not read: whatever was said to it would stay here.
             self.abort()
             return
-        log.info("session.late", owner=self._shared.facts.owner, peer=self._peer_text)
+        owner = self._shared.facts.owner
+        log.info("session.late", owner=owner, peer=self._client.literal)
+        if self._session.starting_tls:
+            self.abort()
+            return
         self._session.shutdown(LATE)
         self._pump()
 
@@ -260,11 +308,10 @@ class Receiver(asyncio.Protocol):
             case BodyReceived(data):
                 if self._transaction.spool is not None:
                     self._transaction.spool.add(data)
-            case RecipientRequested(recipient):
-                self._answer_recipient(recipient)
-            case MailRequested(sender):
-                self._transaction = _Transaction(sender)
-                self._session.accept()
+            case RecipientRequested():
+                self._answer_recipient(event)
+            case MailRequested():
+                self._answer_sender(event)
             case DataRequested():
                 shared = self._shared
                 self._transaction.spool = Spool(
@@ -272,142 +319,173 @@ class Receiver(asyncio.Protocol):
                 )
                 self._session.accept()
             case MessageReceived():
-                self._keeping = True
-                transaction, self._transaction = self._transaction, _Transaction(None)
+                self._ours = True
+                transaction, self._transaction = self._transaction, Transaction()
                 self._shared.start(self._answer_message(event, transaction))
-            case TransactionAborted() | SessionEnded():
+            case TransactionAborted():
                 self._abandon()
+            case _:
+                self._on_session(event)
+
+    def _on_session(self, event: Event) -> None:
+        """What is not about a message."""
+        match event:
             case Connected():
                 self._answer_client()
+            case TlsRequested():
+                if self._shared.facts.tls is None:
+                    self._session.reject(NO_TLS)
+                else:
+                    self._session.accept()
+            case AuthRequested(mechanism, initial):
+                self._answer_auth(mechanism, initial)
+            case AuthResponse(data):
+                self._go_on_signing_in(data)
+            case AuthAborted():
+                self._sign_in = None
+            case SessionEnded():
+                self._abandon()
+            case _:
+                pass
 
     def _abandon(self) -> None:
         """Throw away the transaction; a message that is being kept is none any more."""
-        if self._transaction.spool is not None:
-            self._transaction.spool.discard()
-        self._transaction = _Transaction(None)
+        self._transaction.discard()
+        self._transaction = Transaction()
+
+    @property
+    def _rules(self) -> Policy:
+        return self._shared.facts.asked
 
     def _answer_client(self) -> None:
-        facts = self._shared.facts
+        facts, client = self._shared.facts, self._client
         refusal = self._shared.admission.admit(
-            self._peer, facts.max_sessions, facts.max_sessions_per_peer
+            client.address, facts.max_sessions, facts.max_sessions_per_peer
         )
         if refusal is not None:
             log.warning(
                 "session.refused",
                 owner=facts.owner,
-                peer=self._peer_text,
+                peer=client.literal,
                 reason=refusal.text,
             )
             self._session.reject(refusal)
             return
         self._admitted = True
-        self._shared.start(self._look_up())
         self._session.accept()
 
-    def _answer_recipient(self, recipient: Mailbox) -> None:
-        decision = self._shared.facts.policy.decide(recipient)
-        if isinstance(decision, Taken):
-            self._transaction.recipients[decision.address] = None
-            self._session.accept()
-        else:
-            self._session.reject(decision)
+    def _answer_sender(self, event: MailRequested) -> None:
+        self._client.helo = self._session.helo_name
+        self._transaction = Transaction(event.sender, event.ret, event.envid)
+        if self._named is None:
+            self._named = self._look_up()
+        self._answer(self._rules.may_send(self._client, event.sender, event.size))
 
-    async def _look_up(self) -> None:
-        """Find the client's name, which is a courtesy and worth no delay."""
+    def _answer_recipient(self, event: RecipientRequested) -> None:
+        sender = self._transaction.sender
+        found = self._rules.may_receive(self._client, sender, event.recipient)
+        if isinstance(found, Reply | Later):
+            self._answer(found)
+        else:
+            self._transaction.add(found, event.notify, event.orcpt)
+            self._session.accept()
+
+    def _answer(self, refusal: Reply | Later | None) -> None:
+        """Answer the open question now, or refuse it in a while."""
+        match refusal:
+            case None:
+                self._session.accept()
+            case Reply():
+                self._session.reject(refusal)
+            case Later():
+                self._ours = True
+                self._shared.start(self._refuse_later(refusal))
+
+    async def _refuse_later(self, later: Later) -> None:
+        gone, _ = await asyncio.wait({self.gone}, timeout=later.seconds)
+        self._ours = False
+        if not gone:
+            self._session.reject(later.reply)
+            self._pump()
+
+    def _look_up(self) -> asyncio.Event:
+        """Find the client's name; not before it sends, as most who talk never do."""
+        named = asyncio.Event()
+        address = self._client.address
+        if address is None:
+            named.set()
+            return named
+        known, self._client.reverse_name = self._shared.known_name(address)
+        if known:
+            named.set()
+        else:
+            self._shared.start(self._find_name(address, named))
+        return named
+
+    async def _find_name(self, address: IPAddress, named: asyncio.Event) -> None:
         try:
-            if self._peer is not None:
-                async with asyncio.timeout(REVERSE_TIME):
-                    self._reverse_name = await self._shared.reverse_name(self._peer)
-        except (TimeoutError, VnsmailError):
-            pass
-        except Exception:  # a fault of ours in a courtesy must not cost the message
-            log.exception("reverse.fault", peer=self._peer_text)
+            self._client.reverse_name = await self._shared.find_name(address)
         finally:
-            self._named.set()
+            named.set()
+
+    # Signing in --------------------------------------------------------------------------
+
+    def _answer_auth(self, mechanism: str, initial: bytes | None) -> None:
+        self._client.helo = self._session.helo_name
+        sign_in = self._rules.sign_in(self._client, mechanism)
+        if isinstance(sign_in, Reply):
+            self._session.reject(sign_in)
+        else:
+            self._sign_in = sign_in
+            self._go_on_signing_in(initial)
+
+    def _go_on_signing_in(self, response: bytes | None) -> None:
+        self._ours = True
+        self._shared.start(self._step(response))
+
+    async def _step(self, response: bytes | None) -> None:
+        step: SignInStep = TROUBLE
+        try:
+            if self._sign_in is not None:
+                step = await self._sign_in.respond(response)
+        except Exception:  # whoever cannot be judged does not sign in
+            log.exception("auth.fault", peer=self._client.literal)
+        if isinstance(step, Later):
+            await asyncio.wait({self.gone}, timeout=step.seconds)
+            step = step.reply
+        self._ours = False
+        if self._lost or self._session.closing:
+            return
+        self._signed_in(step)
+        self._pump()
+
+    def _signed_in(self, step: Challenge | SignedIn | Reply) -> None:
+        owner, peer = self._shared.facts.owner, self._client.literal
+        match step:
+            case Challenge(data):
+                self._session.challenge(data)
+                return
+            case SignedIn(user):
+                self._client.user = user
+                log.info("auth.done", owner=owner, peer=peer, user=user)
+                self._session.accept()
+            case Reply():
+                log.info("auth.refused", owner=owner, peer=peer, reason=step.text)
+                self._session.reject(step)
+        self._sign_in = None
 
     # A message ---------------------------------------------------------------------------
 
     async def _answer_message(
-        self, event: MessageReceived, transaction: _Transaction
+        self, event: MessageReceived, transaction: Transaction
     ) -> None:
-        kept: Envelope | Reply
-        try:
-            kept = await self._keep(event, transaction)
-        except QueueUnavailable as error:
-            kept = self._not_kept(error, NO_ROOM)
-        except VnsmailError as error:
-            kept = self._not_kept(error, TROUBLE)
-        except Exception:  # one message's fault must not end the others
-            log.exception("message.fault", peer=self._peer_text)
-            kept = TROUBLE
-        self._keeping = False
+        arrived = Arrived(event, transaction, self._client, self._session.extended)
+        named = self._named or self._look_up()
+        kept = await keep(arrived, self._shared, named)
+        self._ours = False
         if isinstance(kept, Reply):
             self._session.reject(kept)
         else:
-            self._session.accept(f"queued as {kept.id}")
+            self._deadline.extend()
+            self._session.accept(f"queued as {kept}")
         self._pump()
-
-    def _not_kept(self, error: VnsmailError, reply: Reply) -> Reply:
-        # Why is for the log: paths and faults of this system are no client's business.
-        owner = self._shared.facts.owner
-        log.warning("message.not_kept", owner=owner, reason=str(error))
-        return reply
-
-    async def _keep(
-        self, event: MessageReceived, transaction: _Transaction
-    ) -> Envelope | Reply:
-        """Keep a message; return its envelope, or the reply that refuses it."""
-        spool, shared = transaction.spool, self._shared
-        if spool is None:
-            raise RuntimeError("a message without a body")
-        await self._named.wait()
-        body = await spool.finish()
-        try:
-            if count_received(spool.front) > MAX_HOPS:
-                body.discard()
-                return LOOP
-            envelope = self._envelope(event, transaction)
-            whole = body.prefixed(self._trace(envelope))
-        except BaseException:
-            body.discard()
-            raise
-        await shared.keep(envelope, whole)
-        log.info(
-            "message.accepted",
-            owner=envelope.owner,
-            id=envelope.id,
-            sender=envelope.sender,
-            recipients=len(envelope.recipients),
-            size=event.size,
-            peer=self._peer_text,
-            helo=self._session.helo_name,
-        )
-        return envelope
-
-    def _envelope(self, event: MessageReceived, transaction: _Transaction) -> Envelope:
-        now = self._shared.clock()
-        return Envelope(
-            id=new_id(now, os.urandom(ENTROPY_BYTES)),
-            owner=self._shared.facts.owner,
-            sender="" if transaction.sender is None else str(transaction.sender),
-            recipients=tuple(transaction.recipients),
-            received_at=now,
-            eight_bit=event.eight_bit,
-            smtputf8=event.smtputf8,
-        )
-
-    def _trace(self, envelope: Envelope) -> bytes:
-        recipients = envelope.recipients
-        return received(
-            Arrival(
-                by=self._shared.facts.name,
-                queue_id=envelope.id,
-                at=envelope.received_at,
-                helo=self._session.helo_name,
-                address=self._peer,
-                reverse_name=self._reverse_name,
-                extended=self._session.extended,
-                smtputf8=envelope.smtputf8,
-                recipient=recipients[0] if len(recipients) == 1 else "",
-            )
-        )

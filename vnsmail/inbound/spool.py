@@ -21,9 +21,9 @@ from vnsmail.queue.body import THRESHOLD, Body, BodyWriter
 PIECE = THRESHOLD
 """Bytes that go to the disk at a time; a trip to the executor costs some 100 us."""
 
-FRONT = 64 * 1024
-"""Bytes of a message's front that are kept to look at. Fifty trace headers have some
-15 KiB, and each host puts its own in front of the others."""
+FRONT = 128 * 1024
+"""Bytes of a message's front that are kept to look at: more than a header block may
+have. Fifty trace headers have some 15 KiB, a thousand recipients in To some 40."""
 
 T = TypeVar("T")
 
