@@ -171,6 +171,17 @@ class SmtpSettings(_Table):
     data_timeout: Seconds = 600.0
 
 
+class UsersSettings(_Table):
+    """[users]: how much those who sign in may send, whichever way they came in."""
+
+    messages_per_hour: Number = Field(default=500, ge=1)
+    """Messages of each user."""
+    recipients_per_hour: Number = Field(default=5000, ge=1)
+    """Recipients of each user."""
+    address_messages_per_hour: Number = Field(default=1000, ge=1)
+    """Messages of all users at one client address (IPv6: one /64)."""
+
+
 class QueueSettings(_Table):
     """[queue]: when a deferred message is tried again, and for how long."""
 
@@ -195,6 +206,7 @@ class Settings(_Table):
     machine: MachineSettings = Field(default_factory=MachineSettings)
     worker: WorkerSettings = Field(default_factory=WorkerSettings)
     smtp: SmtpSettings = Field(default_factory=SmtpSettings)
+    users: UsersSettings = Field(default_factory=UsersSettings)
     queue: QueueSettings = Field(default_factory=QueueSettings)
     dns: DnsSettings = Field(default_factory=DnsSettings)
 

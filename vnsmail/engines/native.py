@@ -23,6 +23,7 @@ from vnsmail.channel import Channel, ChannelClosed, MessageTooLong, close_all
 from vnsmail.engines import protocol
 from vnsmail.engines.owner import OwnerService
 from vnsmail.errors import NotServed, VnsmailError
+from vnsmail.inbound.verifier import Verifier
 from vnsmail.settings import Settings
 
 COMMIT_THREADS = 4
@@ -38,6 +39,7 @@ class Worker:
         self._channel = channel
         self._tasks = tasks
         self._executor = ThreadPoolExecutor(COMMIT_THREADS, "commit")
+        self._verifier = Verifier()
         self._owners: dict[str, OwnerService] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._sockets = SocketClient()
@@ -52,6 +54,7 @@ class Worker:
         listening.cancel()
         await asyncio.gather(*(owner.close() for owner in self._owners.values()))
         self._sockets.close()
+        self._verifier.close()
         self._executor.shutdown()
         log.info("worker.ended")
 
@@ -145,7 +148,12 @@ class Worker:
             if serving is not None:
                 await self._close(facts.owner)
             service = OwnerService(
-                facts, self._settings, self._resolvers, self._sockets, self._executor
+                facts,
+                self._settings,
+                self._resolvers,
+                self._sockets,
+                self._executor,
+                self._verifier,
             )
             await service.open()
             self._owners[facts.owner] = service

@@ -21,15 +21,18 @@ from vnsmail.channel import MAX_MESSAGE
 from vnsmail.delivery import outcomes as say
 from vnsmail.delivery.agent import AgentFacts, DeliveryAgent
 from vnsmail.engines.protocol import OwnerFacts, OwnerReport, QueueEntry
+from vnsmail.engines.rules import MAIL, OwnerRules
 from vnsmail.errors import NotServed, QueueUnavailable, VnsmailError
-from vnsmail.inbound.accept import AcceptPolicy, Taken
+from vnsmail.inbound.accept import Aliased, Taken
 from vnsmail.inbound.inject import InjectRequest, Prepared, prepare
 from vnsmail.inbound.listeners import Reception
 from vnsmail.inbound.session import ReceiverFacts
+from vnsmail.inbound.tenant import FULL
+from vnsmail.inbound.verifier import Verifier
 from vnsmail.log import logger
 from vnsmail.mailbox import maildir
 from vnsmail.model import Envelope, Outcome, Owner, ip_address
-from vnsmail.queue.body import Body
+from vnsmail.queue.body import Body, BodyWriter
 from vnsmail.queue.envelope import ENTROPY_BYTES, QueueCounts, new_id
 from vnsmail.queue.queue import Queue, QueuedMessage
 from vnsmail.resolve.resolver import Resolver
@@ -41,9 +44,6 @@ CLOSE_GRACE = 5.0
 
 RESTART_AFTER = 5.0
 """Seconds before delivery starts again after a fault of ours."""
-
-MAIL = "mail"
-"""Folder below the owner's with a Maildir for each user."""
 
 LISTED_BYTES = MAX_MESSAGE * 3 // 4
 """Bytes of a list of queued messages; it goes to the supervisor in one message."""
@@ -78,6 +78,7 @@ class OwnerService:
         resolvers: addresses of name servers.
         sockets: where every socket comes from.
         executor: does what waits for a disk.
+        verifier: checks passwords; None: one of its own.
     """
 
     def __init__(
@@ -87,9 +88,10 @@ class OwnerService:
         resolvers: tuple[str, ...],
         sockets: SocketClient,
         executor: Executor,
+        verifier: Verifier | None = None,
     ) -> None:
         self._facts = facts
-        self._policy = _policy(facts)
+        self._rules = OwnerRules(facts, settings, executor, verifier or Verifier())
         self._settings = settings
         self._sockets = sockets
         self._executor = executor
@@ -171,7 +173,7 @@ class OwnerService:
     def update(self, facts: OwnerFacts) -> None:
         """Use a changed name, changed domains or users, from now on."""
         self._facts = facts
-        self._policy = _policy(facts)
+        self._rules.update(facts)
         if self._reception is not None:
             self._reception.update(self._receiver_facts())
         if self._agent is not None:
@@ -238,6 +240,7 @@ class OwnerService:
             deferred=counts.deferred,
             oldest=counts.oldest,
             problem=problem,
+            failed_sign_ins=self._rules.memory.guesses.total,
         )
 
     async def list_queue(self, limit: int) -> tuple[QueueEntry, ...]:
@@ -260,7 +263,8 @@ class OwnerService:
         return ReceiverFacts(
             owner=Owner(self._facts.owner),
             name=self._facts.name,
-            policy=self._policy,
+            policy=self._rules.local,
+            rules=self._rules.policy,
             folder=self._folder,
             max_message_size=smtp.max_message_size,
             max_recipients=smtp.max_recipients,
@@ -337,28 +341,57 @@ class OwnerService:
             if "@" in recipient
             else Mailbox(recipient, "")
         )
-        decision = self._policy.decide(mailbox)
-        if not isinstance(decision, Taken):
-            return say.failed(decision.code, decision.enhanced, decision.text)
-        put = partial(
-            maildir.deliver,
-            self._folder / MAIL / decision.user,
-            body,
-            return_path=envelope.sender,
-            delivered_to=recipient,
-            now=time.time(),
+        match self._rules.local.decide(mailbox):
+            case Taken(user):
+                return await self._put(user, recipient, body, envelope)
+            case refusal:
+                meant = self._rules.local.expand(mailbox)
+                if isinstance(meant, Aliased):
+                    return await self._forward(meant, body, envelope)
+                return say.failed(refusal.code, refusal.enhanced, refusal.text)
+
+    async def _put(
+        self, user: str, recipient: str, body: Body, envelope: Envelope
+    ) -> Outcome:
+        def put() -> Outcome:
+            if self._rules.has_no_room(user):
+                return say.deferred(FULL.code, FULL.enhanced, FULL.text)
+            maildir.deliver(
+                self._folder / MAIL / user,
+                body,
+                return_path=envelope.sender,
+                delivered_to=recipient,
+                now=time.time(),
+            )
+            self._rules.usage.added(user, body.size)
+            return say.delivered(f"put into the mailbox of {user}")
+
+        return await asyncio.get_running_loop().run_in_executor(self._executor, put)
+
+    async def _forward(self, meant: Aliased, body: Body, envelope: Envelope) -> Outcome:
+        """Queue a copy for those whom an alias stands for.
+
+        Mail that comes in is taken apart when it is accepted. A notice of failure, whose
+        recipient wrote as an alias, gets here.
+        """
+        now = time.time()
+
+        def copy() -> Body:
+            with BodyWriter(self._folder) as writer:
+                for chunk in body.chunks():
+                    writer.write(chunk)
+                return writer.finish()
+
+        loop = asyncio.get_running_loop()
+        again = replace(
+            envelope,
+            id=new_id(now, os.urandom(ENTROPY_BYTES)),
+            recipients=meant.addresses,
+            received_at=now,
+            requests=(),
         )
-        await asyncio.get_running_loop().run_in_executor(self._executor, put)
-        return say.delivered(f"put into the mailbox of {decision.user}")
-
-
-def _policy(facts: OwnerFacts) -> AcceptPolicy:
-    return AcceptPolicy.of(
-        facts.domains,
-        facts.users,
-        any_user=facts.any_user,
-        addresses=map(ip_address, facts.addresses),
-    )
+        await self._keep(again, await loop.run_in_executor(self._executor, copy))
+        return say.delivered(f"goes on as {again.id} to {', '.join(meant.addresses)}")
 
 
 def _agent_facts(facts: OwnerFacts) -> AgentFacts:

@@ -148,6 +148,8 @@ class OwnerReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When the oldest queued message arrived, seconds since the epoch."""
     problem: str
     """Why mail does not flow, empty if it does."""
+    failed_sign_ins: int = 0
+    """Since its worker took it."""
 
 
 class Reported(_Message, frozen=True):

@@ -140,7 +140,9 @@ def _recipients(
     if not texts:
         raise BadInput("recipient", "", "give at least one")
     mailboxes = (_mailbox(text, "recipient", request, facts) for text in texts)
-    found = tuple(dict.fromkeys(map(facts.policy.spelled, mailboxes)))
+    found = tuple(
+        dict.fromkeys(chain.from_iterable(map(facts.policy.meant, mailboxes)))
+    )
     if len(found) > facts.max_recipients:
         remedy = f"a message has {facts.max_recipients} at most; send it several times"
         raise BadInput("recipients", str(len(found)), remedy)

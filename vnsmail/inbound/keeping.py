@@ -16,7 +16,13 @@ from vnsmail.inbound.policy import Client, Recipient, Relayed
 from vnsmail.inbound.shared import ReceiverFacts, Shared
 from vnsmail.inbound.spool import FRONT, Spool
 from vnsmail.log import logger
-from vnsmail.message.headers import MAX_HOPS, count_received, parse_header
+from vnsmail.message.headers import (
+    MAX_HOPS,
+    MAX_OWN_HOPS,
+    count_received,
+    count_received_by,
+    parse_header,
+)
 from vnsmail.message.trace import Arrival, received
 from vnsmail.model import DsnRequest, Envelope, Notify, Ret
 from vnsmail.queue.body import Body
@@ -112,7 +118,7 @@ async def _kept(arrived: Arrived, shared: Shared, named: asyncio.Event) -> str |
     facts = shared.facts
     try:
         envelope = _envelope(arrived, facts, shared.clock())
-        answer = _problem(spool.front, body) or await facts.asked.examine(
+        answer = _problem(spool.front, body, facts.name) or await facts.asked.examine(
             client, envelope, body, spool.front
         )
         if isinstance(answer, Reply):
@@ -138,11 +144,13 @@ async def _kept(arrived: Arrived, shared: Shared, named: asyncio.Event) -> str |
     return envelope.id
 
 
-def _problem(front: bytes, body: Body) -> Reply | None:
+def _problem(front: bytes, body: Body, name: str) -> Reply | None:
     """Return why a message is refused that is sound as a body."""
     if body.size > FRONT and b"\r\n\r\n" not in front and not parse_header(front).whole:
         return LONG_HEADER
-    return LOOP if count_received(front) > MAX_HOPS else None
+    hops = count_received(front)
+    own = count_received_by(front, name) if hops > MAX_OWN_HOPS else 0
+    return LOOP if hops > MAX_HOPS or own > MAX_OWN_HOPS else None
 
 
 def _envelope(arrived: Arrived, facts: ReceiverFacts, now: float) -> Envelope:

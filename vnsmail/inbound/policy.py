@@ -62,6 +62,8 @@ class Client:
     """Name of the cipher suite; empty: in the clear."""
     user: str = ""
     """Who signed in, as ``SignedIn`` named it; empty: nobody."""
+    misses: int = 0
+    """Recipients it asked for who are not here."""
 
     @property
     def literal(self) -> str:

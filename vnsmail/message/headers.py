@@ -11,6 +11,10 @@ MAX_HOPS = 50
 """Received fields that a message may have; more mean that it goes in a circle (RFC 5321
 section 6.3). Postfix, too, has 50 (hopcount_limit)."""
 
+MAX_OWN_HOPS = 5
+"""Received fields of one host that a message may have. An alias that forwards to a list
+that sends back is two; more than this is a circle with another host in it."""
+
 # RFC 5322 section 3.6.8; white space before the colon is the obsolete form (4.5).
 FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:")
 """The name of a field and its colon, at the start of a line."""
@@ -84,3 +88,18 @@ def count_received(front: bytes) -> int:
         return 0
     end = front.find(b"\r\n\r\n")
     return len(_RECEIVED.findall(front, 0, end if end >= 0 else len(front)))
+
+
+def count_received_by(front: bytes, name: str) -> int:
+    """Return how many Received fields at the front of a message a host put there.
+
+    Args:
+        front: as above.
+        name: the host's, as it writes it behind ``by``.
+    """
+    by = re.compile(rb"\sby\s+" + re.escape(name.encode()) + rb"[\s(;]", re.IGNORECASE)
+    fields = parse_header(front).fields
+    return sum(
+        field.name == "received" and by.search(field.raw) is not None
+        for field in fields
+    )
