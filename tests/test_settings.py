@@ -25,6 +25,10 @@ max_recipients = 200
 command_timeout = 10
 connect_timeout = 2.5
 data_timeout = 20
+[users]
+messages_per_hour = 50
+recipients_per_hour = 60
+address_messages_per_hour = 70
 [queue]
 first_retry = 1
 longest_retry = 2
@@ -100,6 +104,11 @@ def test_all_keys(file):
         found.smtp.command_timeout,
         found.smtp.connect_timeout,
         found.smtp.data_timeout,
+    )
+    assert (50, 60, 70) == (
+        found.users.messages_per_hour,
+        found.users.recipients_per_hour,
+        found.users.address_messages_per_hour,
     )
     assert (1, 2, 3, 4) == (
         found.queue.first_retry,
