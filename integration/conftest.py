@@ -18,3 +18,10 @@ def lab(tmp_path_factory):
     found = Lab(tmp_path_factory.mktemp("lab") / "root")
     yield found
     found.stop()
+
+
+@pytest.fixture(scope="module")
+def unmended_lab(lab):
+    """The same, but what a test takes away stays away."""
+    lab.restart("[network]\nmend = false\n")
+    return lab

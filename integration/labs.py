@@ -88,6 +88,17 @@ class Lab:
         self.process.send_signal(signal.SIGTERM)
         self.process.communicate(timeout=90)
 
+    def restart(self, settings: str = "") -> None:
+        """End vnsmail in the lab and start it again, with more settings."""
+        self.vnsmail("down")
+        with (self.root / "vnsmail.toml").open("a") as file:
+            file.write(settings)
+        python = "import sys; from vnsmail.cli.app import main; main()"
+        self.inside(
+            *("machine", self.python, "-P", "-c", python),
+            *("--root", str(self.root), "up", "--detach"),
+        )
+
     def vnsmail(
         self, *words: str, check: bool = True, stdin: str | None = None
     ) -> subprocess.CompletedProcess[str]:

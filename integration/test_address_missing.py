@@ -8,6 +8,8 @@ import pytest
 
 from integration.labs import eventually, syns
 
+pytestmark = pytest.mark.usefixtures("unmended_lab")
+
 CASES = {
     "gamma.example": ("gamma.example", "eth0", ("10.77.0.13/24", "fd77::13/64")),
     "epsilon.example": ("machine", "lan0", ("10.77.0.15/32", "fd77::15/128")),

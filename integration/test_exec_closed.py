@@ -23,6 +23,8 @@ from integration.labs import Lab
 from integration.test_lab_life import AS_USER
 from vnsmail.net import cgroups, connect_hook, hook_programs, names
 
+pytestmark = pytest.mark.usefixtures("unmended_lab")
+
 CASES = {
     "gamma.example": ("gamma.example", "eth0", ("10.77.0.13/24", "fd77::13/64")),
     "epsilon.example": ("machine", "lan0", ("10.77.0.15/32", "fd77::15/128")),

@@ -8,6 +8,7 @@ from integration.labs import syns
 
 CONNECT = (
     "import socket, sys; s = socket.socket(); s.settimeout(2); "
+    "s.setsockopt(0, 19, 1); "  # IP_TRANSPARENT: any address may be the source
     "s.bind((sys.argv[1], 0)); s.connect(('10.77.0.3', 25)); print(s.recv(99))"
 )
 
@@ -23,8 +24,7 @@ def test_every_host_is_guarded(lab, host):
 
 
 def test_wrong_source_inside_a_namespace(lab):
-    """An address that is not the host's, though it is on its link: nothing leaves."""
-    lab.inside("alpha.example", "ip", "addr", "add", "10.77.0.99/24", "dev", "eth0")
+    """An address that is not the host's: nothing leaves."""
     done = lab.inside(
         *("alpha.example", "/usr/bin/python3", "-c", CONNECT, "10.77.0.99"),
         check=False,
@@ -35,7 +35,6 @@ def test_wrong_source_inside_a_namespace(lab):
     assert "10.77.0.99" not in syns(Path(lab.facts["capture"]))
     assert found["dropped_packets"] > 0
     assert found["dropped_bytes"] > 0
-    lab.inside("alpha.example", "ip", "addr", "del", "10.77.0.99/24", "dev", "eth0")
 
 
 def test_the_machine_cannot_borrow_an_alias(lab):

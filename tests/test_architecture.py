@@ -62,6 +62,7 @@ PRIVILEGED = {
     "vnsmail.net.guard",
     "vnsmail.net.namespaces",
     "vnsmail.net.nftables",
+    "vnsmail.net.watch",
 }
 MAY_IMPORT_PRIVILEGED = {"broker", "capture", "net", "supervisor", "lab"}
 
@@ -77,6 +78,7 @@ PURE = [
     "net/names.py",
     "net/messages.py",
     "net/requests.py",
+    "net/events.py",
     "net/facts.py",
     "net/fit.py",
     "net/guard_changes.py",
@@ -97,6 +99,7 @@ PURE = [
     "supervisor/host_files.py",
     "supervisor/plan.py",
     "supervisor/converge.py",
+    "supervisor/drift.py",
     "supervisor/examine.py",
     "directory/declaration.py",
     "directory/hosts_table.py",

@@ -83,7 +83,7 @@ def test_the_defaults_are_the_documented_ones():
             assert (
                 value == f"{found[key]:g}"
                 if value.isdigit() and len(value) < 7
-                else (value == str(found[key]))
+                else (value == str(found[key]).replace("True", "true"))
             ), key
 
 

@@ -200,6 +200,15 @@ class DnsSettings(_Table):
     timeout: Seconds = 10.0
 
 
+class NetworkSettings(_Table):
+    """[network]: what becomes of changes that others make to the hosts' network."""
+
+    mend: Annotated[bool, Field(strict=True)] = True
+    """What somebody took away or changed is put back; if not, it is only told."""
+    sweep: Seconds = 60.0
+    """Seconds between looks at the whole, for what the kernel tells nobody."""
+
+
 class Settings(_Table):
     """All of vnsmail.toml."""
 
@@ -209,6 +218,7 @@ class Settings(_Table):
     users: UsersSettings = Field(default_factory=UsersSettings)
     queue: QueueSettings = Field(default_factory=QueueSettings)
     dns: DnsSettings = Field(default_factory=DnsSettings)
+    network: NetworkSettings = Field(default_factory=NetworkSettings)
 
 
 def load(file: Path) -> Settings:

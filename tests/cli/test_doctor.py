@@ -94,6 +94,7 @@ ok      processes   worker-0: process 3
 ok      confinement worker-0: no capabilities, own network, system calls filtered
 ok      descriptors worker-0: 30 open, 1024 allowed, 2 hosts
 ok      network     all: as planned
+ok      drift       network: nobody else changed it lately
 ok      orphans     folders: each folder has its host
 ok      served      alpha.example: by a worker
 ok      queue       alpha.example: 3 messages
@@ -108,7 +109,7 @@ def test_all_is_well(vnsmail, root, machine):
     done = vnsmail("doctor")
 
     assert (0, SCREEN.format(root=root)) == (done.code, done.screen())
-    assert "all is well: 16 checks\n" == done.err
+    assert "all is well: 17 checks\n" == done.err
     assert [(25, True)] == machine.doors
 
 
@@ -123,7 +124,7 @@ def test_something_is_wrong(vnsmail, machine):
     assert "wrong   network     beta.example: gone\n          what to do: do this" in (
         done.screen()
     )
-    assert "1 wrong, 1 unknown, of 16\n" == done.err
+    assert "1 wrong, 1 unknown, of 17\n" == done.err
 
 
 def test_processes(vnsmail, supervisor, machine):

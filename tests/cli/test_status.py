@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 
+import msgspec
 import pytest
 
 from vnsmail.cli import client, daemon
@@ -82,12 +83,33 @@ def test_the_whole_screen(vnsmail, supervisor):
     assert SCREEN == done.screen()
 
 
+def test_what_others_changed(vnsmail, supervisor):
+    """What was to be done, and what came of it, the newest last."""
+    drifts = (
+        control.Drift(
+            NOW - 70, "alpha.example", ("add address 10.77.0.11/24 on eth0",)
+        ),
+        control.Drift(NOW - 5, "beta.example", ("set lo up",), "not mended: busy"),
+    )
+    status = msgspec.structs.replace(STATUS, watching="watched", drifts=drifts)
+    supervisor.answers[control.GetStatus] = status
+    done = vnsmail("status")
+    shown = done.screen()
+
+    assert "network     watched" in shown
+    assert (
+        "1m10s ago  alpha.example  add address 10.77.0.11/24 on eth0  mended" in shown
+    )
+    assert "not mended: busy" in shown.splitlines()[-1]
+
+
 def test_json(vnsmail, supervisor):
     """The same as one document, in the words of the control protocol."""
     supervisor.answers[control.GetStatus] = STATUS
     done = vnsmail("status", "--json")
 
-    assert {"type", "pid", "root", "processes", "owners", "problems"} == set(done.json)
+    keys = {"type", "pid", "root", "processes", "owners", "problems"}
+    assert keys | {"watching", "drifts"} == set(done.json)
     assert STATUS == control.decode_answer(done.out.encode())
 
 

@@ -3,6 +3,7 @@ import asyncio
 import pytest
 
 from tests.supervisor.world import FakeServices, Killed, World
+from vnsmail.channel import ChannelClosed
 from vnsmail.directory import Directory
 from vnsmail.errors import (
     BadInput,
@@ -20,6 +21,7 @@ from vnsmail.supervisor.control import CreateHost, DestroyHost, Planned
 from vnsmail.supervisor.folders import prepare, remove_owner
 from vnsmail.supervisor.hosts import Hosts, machine_service
 from vnsmail.supervisor.network import Network
+from vnsmail.supervisor.peer import NoAnswer
 
 ALPHA, BETA = HostName("alpha.example"), HostName("beta.example")
 
@@ -448,14 +450,36 @@ async def test_killed_while_creating(root, monkeypatch):
     root.all_of(ALPHA)
 
 
-async def test_killed_when_all_but_the_last_is_done(root, monkeypatch):
-    """Nobody was told that it exists, so it goes."""
-    root.services.errors.append(Killed())
+async def test_killed_when_all_is_made(root, monkeypatch):
+    """It goes if it was not to be served yet: it has no mail."""
+
+    def killed(name):
+        raise Killed
+
+    monkeypatch.setattr(root.directory, "activate", killed)
     assert await killed_in(root, monkeypatch, wanted())
     assert ALPHA in root.made
     await root.again()
 
     root.nothing_of(ALPHA)
+
+
+async def test_killed_while_it_begins_to_be_served(root, monkeypatch):
+    """It may have taken mail by then, so it stays."""
+    root.services.errors.append(Killed())
+    assert await killed_in(root, monkeypatch, wanted())
+    await root.again()
+
+    root.all_of(ALPHA)
+
+
+@pytest.mark.parametrize("silence", [ChannelClosed(), NoAnswer(10.0)])
+async def test_a_worker_that_falls_silent_over_a_new_host(root, silence):
+    """It may have taken mail for it, so the host stays, and is served when it can be."""
+    root.services.errors.append(silence)
+    assert (await root.hosts.create(wanted())).changed
+
+    root.all_of(ALPHA)
 
 
 async def test_killed_while_destroying(root, monkeypatch):

@@ -182,7 +182,7 @@ async def test_every_host_is_guarded(world, network):
 async def test_no_guard_is_told_and_stops_nothing(monkeypatch, network):
     """Where the kernel cannot guard, hosts are made all the same, and it is known."""
 
-    def unavailable(*_):
+    def unavailable(*_, **__):
         raise GuardUnavailable("no nftables here")
 
     monkeypatch.setattr(guard, "apply", unavailable)

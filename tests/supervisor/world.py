@@ -44,11 +44,11 @@ class World:
         monkeypatch.setattr(guard, "apply", self.guard)
         monkeypatch.setattr(guard, "apply_host", self.guard_host)
 
-    def guard(self, hosts, *_):
+    def guard(self, hosts, *_, anew=False):
         self.guarded |= {host.name for host in hosts}
         return guard.Guarded(changed=True, unguarded={})
 
-    def guard_host(self, host, *_):
+    def guard_host(self, host, *_, anew=False):
         self.guarded.add(host.name)
         return True
 

@@ -6,6 +6,7 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Annotated
 
@@ -27,6 +28,9 @@ START_PATIENCE = 60.0
 END_PATIENCE = 60.0
 """Seconds a supervisor has to end: workers finish what is being said, then the broker
 goes, each by force if need be (supervisor/process.py)."""
+
+DRIFTS_SHOWN = 10
+"""Changes by others that status shows; its JSON has some more."""
 
 LOOK_EVERY = 0.05
 """Seconds between two looks whether it has ended."""
@@ -138,7 +142,8 @@ def status(context: typer.Context, json: AsJson = False) -> None:
     if json:
         as_json(found)
         return
-    facts([("supervisor", f"process {found.pid}"), ("root", found.root)])
+    known = [("supervisor", f"process {found.pid}"), ("root", found.root)]
+    facts([*known, ("network", found.watching)] if found.watching else known)
     table(
         "processes",
         ("process", "state", "pid", "restarts", "privileges", "owners"),
@@ -177,6 +182,18 @@ def status(context: typer.Context, json: AsJson = False) -> None:
         "oldest",
     )
     table("owners", columns, rows, "nothing is served")
+    if found.drifts:
+        _show_drifts(found.drifts[-DRIFTS_SHOWN:])
+
+
+def _show_drifts(drifts: Sequence[control.Drift]) -> None:
+    """Show what others changed in the network, newest last."""
+    rows = [
+        (f"{age(each.at)} ago", each.host, each.missing, each.problem or "mended")
+        for each in drifts
+    ]
+    columns = ("when", "host", "what was to be done", "outcome")
+    table("changed by others", columns, rows, "nothing", aside="what was to be done")
 
 
 def _without_port(address: str) -> str:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Annotated
 
@@ -166,6 +167,8 @@ class _Patient:
 
         if self._readable:
             yield from probe.network(self._layout, self._hosts)
+        if self._status is not None:
+            yield from examine.drift(self._status.drifts, time.time())
 
     def _look_at_doors(self) -> Iterator[Finding]:
         from vnsmail.supervisor import probe  # noqa: PLC0415

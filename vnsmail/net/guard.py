@@ -12,7 +12,7 @@ no other's way; no thread of the caller changes its namespace.
 
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,8 @@ class Guarded:
     unguarded: Mapping[str, str]
     """Hosts without a guard, and why. MACHINE stands for a table of the machine that
     should go and does not."""
+    renewed: frozenset[str] = field(default=frozenset(), compare=False)
+    """Hosts whose rules were not as wanted; those with aliases share one table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +48,22 @@ class GuardCounter:
 
 
 def apply(
-    hosts: Iterable[VirtualHost], instance: str, ports: Sequence[int] = SMTP_PORTS
+    hosts: Iterable[VirtualHost],
+    instance: str,
+    ports: Sequence[int] = SMTP_PORTS,
+    *,
+    anew: bool = False,
 ) -> Guarded:
     """Guard these hosts and no others.
 
     Namespaces of other hosts are not visited: their tables go with them.
+
+    Args:
+        hosts: all that are to be guarded.
+        instance: whose.
+        ports: of mail.
+        anew: rules are written again even where they look as wanted, for somebody may
+            have taken some out.
 
     Raises:
         GuardUnavailable: nothing can be guarded here.
@@ -59,7 +72,7 @@ def apply(
     plan = guard_rules.desired(hosts, instance, ports)
     nftables.check()
     unguarded: dict[str, str] = {}
-    change = partial(_bring, plan.machine, instance)
+    change = partial(_bring, plan.machine, instance, anew=anew)
     outcomes: dict[tuple[str, ...], bool | str | OSError] = {
         plan.machine.hosts if plan.machine else (MACHINE,): _outcome(change)
     }
@@ -67,26 +80,36 @@ def apply(
         with namespaces.Visitor() as visitor:
             visited = visitor.run_each(
                 plan.inside,
-                lambda name: _outcome(lambda: _enclose(plan.inside[name], instance)),
+                lambda name: _outcome(
+                    lambda: _enclose(plan.inside[name], instance, anew=anew)
+                ),
             )
         outcomes |= {plan.inside[name].hosts: done for name, done in visited.items()}
     for who, outcome in outcomes.items():
         if not isinstance(outcome, bool):
             unguarded |= dict.fromkeys(who, _said(outcome))
-    return Guarded(any(outcome is True for outcome in outcomes.values()), unguarded)
+    renewed = [who for who, outcome in outcomes.items() if outcome is True]
+    names_of = frozenset(name for who in renewed for name in who)
+    return Guarded(bool(renewed), unguarded, names_of)
 
 
 def apply_host(
-    host: VirtualHost, instance: str, ports: Sequence[int] = SMTP_PORTS
+    host: VirtualHost,
+    instance: str,
+    ports: Sequence[int] = SMTP_PORTS,
+    *,
+    anew: bool = False,
 ) -> bool:
     """Guard one host that has a namespace; returns whether anything was changed.
+
+    With ``anew`` its rules are written again even where they look as wanted.
 
     Raises:
         GuardUnavailable: it cannot be guarded.
     """
     ((where, table),) = guard_rules.desired([host], instance, ports).inside.items()
     try:
-        return namespaces.inside(where, lambda: _enclose(table, instance))
+        return namespaces.inside(where, lambda: _enclose(table, instance, anew=anew))
     except OSError as error:
         raise GuardUnavailable(_said(error)) from None
 
@@ -143,7 +166,7 @@ def counters(
 # In the namespace of the calling thread --------------------------------------------
 
 
-def _bring(wanted: Table | None, instance: str) -> bool:
+def _bring(wanted: Table | None, instance: str, *, anew: bool = False) -> bool:
     """Make a table as wanted, or gone; returns whether it was not."""
     name = guard_rules.table_name(instance)
     there = _look(name)
@@ -154,7 +177,7 @@ def _bring(wanted: Table | None, instance: str) -> bool:
     if there.foreign:
         raise _not_ours(name)
     state = wanted.state
-    if there.state == state:
+    if there.state == state and not anew:
         return False
     if there.exists:
         listed = nftables.query("counters", family="inet", table=name)
@@ -177,15 +200,15 @@ def _look(name: str) -> Found:
     return guard_changes.found(name, nftables.query("chains", family="inet"))
 
 
-def _enclose(table: Table, instance: str) -> bool:
+def _enclose(table: Table, instance: str, *, anew: bool = False) -> bool:
     """Make a table as wanted inside a namespace, if that is ours."""
-    if _look(table.name).state == table.state:
+    if _look(table.name).state == table.state and not anew:
         return False
     with open_kernel() as kernel:
         (loopback,) = kernel.link("get", index=socket.if_nametoindex("lo"))
     if loopback.get("group") != names.mark(instance):
         raise GuardUnavailable("its namespace is not ours")
-    return _bring(table, instance)
+    return _bring(table, instance, anew=anew)
 
 
 def _read_counters(name: str) -> dict[str, Mapping[str, Any]]:

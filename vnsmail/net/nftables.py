@@ -5,7 +5,9 @@ namespace of the calling thread.
 
 Rules of this file: what is committed takes effect as a whole or not at all, and at one
 moment; no thread of the caller changes its namespace; libnftables ends the process when
-it gets no netlink socket, so one is tried beforehand.
+it gets no netlink socket, so one is tried beforehand; one call at a time, for the port
+of a process's only socket of this kind is the number of the process, by which watch.py
+tells our changes from those of others.
 """
 
 import ctypes
@@ -14,6 +16,7 @@ import functools
 import json
 import os
 import socket
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +25,9 @@ from vnsmail.errors import GuardUnavailable
 _LIBRARY = "libnftables.so.1"
 _NETLINK_NETFILTER = 12
 _OUTPUT_JSON = 1 << 4  # NFT_CTX_OUTPUT_JSON of nftables/libnftables.h
+
+
+_one_at_a_time = threading.Lock()
 
 
 class Refused(GuardUnavailable):
@@ -69,6 +75,11 @@ def commit(commands: Iterable[Mapping[str, Any]]) -> None:
 
 def _run(commands: Sequence[Mapping[str, Any]]) -> str:
     check()
+    with _one_at_a_time:
+        return _run_alone(json.dumps({"nftables": commands}).encode())
+
+
+def _run_alone(text: bytes) -> str:
     library = _library()
     # It opens its netlink socket here, in the namespace where the thread is now.
     context = library.nft_ctx_new(0)
@@ -78,7 +89,6 @@ def _run(commands: Sequence[Mapping[str, Any]]) -> str:
         library.nft_ctx_buffer_output(context)
         library.nft_ctx_buffer_error(context)
         library.nft_ctx_output_set_flags(context, _OUTPUT_JSON)
-        text = json.dumps({"nftables": commands}).encode()
         if library.nft_run_cmd_from_buffer(context, text) != 0:
             raise _refused(library.nft_ctx_get_error_buffer(context))
         output: bytes = library.nft_ctx_get_output_buffer(context)

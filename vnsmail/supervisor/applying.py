@@ -111,7 +111,9 @@ class Applying:
             self.progress = control.Progress("network", 0, len(planned.steps))
             problems |= await self._network.converge(hosts, going)
             await self._remove([h.name for h in going], problems)
-            touched = {change.name for change in planned.changes}
+            remade = self._network.remade(self._services.owners())
+            await self._each("hosts let go", remade, self._release)
+            touched = {*remade, *(change.name for change in planned.changes)}
             served = [host for host in hosts if host.name in touched]
             await self._each("hosts served", served, self._serve)
         finally:

@@ -184,6 +184,18 @@ class ProcessStatus(msgspec.Struct, frozen=True):
     owners: tuple[str, ...] = ()
 
 
+class Drift(msgspec.Struct, frozen=True):
+    """Something that others changed in the network."""
+
+    at: float
+    """Seconds since the epoch."""
+    host: str
+    missing: tuple[str, ...]
+    """What was to be done so that it is as it should be."""
+    problem: str = ""
+    """Why it was not put back; empty if it was."""
+
+
 class Status(_Message, frozen=True):
     """Answer to GetStatus."""
 
@@ -193,6 +205,10 @@ class Status(_Message, frozen=True):
     owners: tuple[OwnerReport, ...]
     problems: tuple[tuple[str, str], ...]
     """Virtual hosts that cannot be served, and why."""
+    watching: str = ""
+    """How much of the network is heard of at once."""
+    drifts: tuple[Drift, ...] = ()
+    """What others changed in it, the last ones, newest last."""
 
 
 class Planned(_Message, frozen=True):

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 
 from vnsmail.errors import VnsmailError
 from vnsmail.model import HostName
+from vnsmail.supervisor.control import Drift
 
 Verdict: TypeAlias = Literal["ok", "wrong", "unknown"]
 
@@ -123,6 +124,22 @@ def restarted(name: str, restarts: int, age: float) -> Finding | None:
         text = f"started again {int(age)} s ago, {restarts} times in all"
         return Finding("processes", name, "wrong", text, "see why in the log")
     return None
+
+
+def drift(drifts: Iterable[Drift], now: float) -> Iterator[Finding]:
+    """Judge what others did to the network lately."""
+    found: dict[str, list[Drift]] = {}
+    for each in drifts:
+        if now - each.at < RECENT:
+            found.setdefault(each.host, []).append(each)
+    for host, those in found.items():
+        last = those[-1]
+        done = last.problem or "mended"
+        text = f"changed by others {len(those)} times lately, {int(now - last.at)} s "
+        text += f"ago the last time ({', '.join(last.missing)}: {done})"
+        yield Finding("drift", host, "wrong", text, "find out who does it, and stop it")
+    if not found:
+        yield Finding("drift", "network", "ok", "nobody else changed it lately")
 
 
 def confinement(name: str, facts: ProcessFacts) -> Finding:

@@ -2,14 +2,15 @@
 
 Rules of this file: the directory is the journal. A host is written there as
 ``creating`` before the first change to the system and becomes ``active`` after the
-last; one to be destroyed is marked ``destroying`` first and leaves last. Whatever dies
-in between, ``recover`` finishes: what was being created goes, for nobody was told that
-it exists; what was being destroyed goes too. One change at a time.
+last, just before it is served, for from then on it may have mail; one to be destroyed
+is marked ``destroying`` first and leaves last. Whatever dies in between, ``recover``
+finishes: what was being created goes, for nobody was told that it exists; what was
+being destroyed goes too. One change at a time.
 """
 
 import asyncio
-import itertools
 
+from vnsmail.channel import ChannelClosed
 from vnsmail.directory import Directory
 from vnsmail.directory.declaration import Misfits
 from vnsmail.engines.protocol import OwnerFacts
@@ -36,7 +37,9 @@ from vnsmail.settings import Layout
 from vnsmail.supervisor import control
 from vnsmail.supervisor.applying import Applying, misfit
 from vnsmail.supervisor.folders import Account, prepare_owner, remove_owner
+from vnsmail.supervisor.mending import Ward
 from vnsmail.supervisor.network import Network
+from vnsmail.supervisor.peer import NoAnswer
 from vnsmail.supervisor.people import accounts
 from vnsmail.supervisor.services import Service, Services
 
@@ -45,9 +48,6 @@ SERVED_AT_ONCE = 32
 
 MEND_AFTER = 10.0
 """Seconds until a network that could not be made is tried again."""
-
-GUARD_EVERY = 3
-"""Turns of that between two looks at the guard; one costs 0.6 s with 1,000 hosts."""
 
 log = logger("hosts")
 
@@ -82,20 +82,26 @@ class Hosts:
         """
         async with self._changing:
             await self._bring_about()
+            self._network.remade(())
 
     async def mend(self) -> None:
-        """Try what could not be done again and again: a link may come, or come back.
-
-        The guard is looked after as well: whoever reloads the machine's own rules
-        flushes ours with them.
-        """
-        for turn in itertools.count(1):
+        """Try what could not be done again and again: a link may come, or come back."""
+        while True:
             await asyncio.sleep(MEND_AFTER)
-            async with self._changing:
-                if self.broken:
-                    await self._bring_about()
-                elif turn % GUARD_EVERY == 0:
-                    await self._network.guard(self._directory.hosts())
+            if self.broken:
+                async with self._changing:
+                    await self._try_again()
+
+    def ward(self) -> Ward:
+        """Return what it takes to put back what others change (mending.py)."""
+        return Ward(
+            self._directory,
+            self._network,
+            self._changing,
+            lambda: self.broken,
+            self._try_again,
+            self._reopen,
+        )
 
     async def serve_all(self) -> None:
         """Assign every host of the directory to a worker."""
@@ -139,8 +145,10 @@ class Hosts:
                 await self._network.apply(steps)
                 await self._network.guard_host(host, wanted)
                 prepare_owner(self._layout, Owner(host.name), self._account)
-                await self._services.serve(self._service(host))
+                # Before it is served: mail that it takes must outlive our own end.
                 self._directory.activate(host.name)
+                await self._serve_new(host)
+                self._network.remade(())
             except BaseException:
                 await asyncio.shield(self._undo(host.name))
                 raise
@@ -218,7 +226,22 @@ class Hosts:
 
     # Within ------------------------------------------------------------------
 
-    async def _bring_about(self) -> None:
+    async def _try_again(self) -> None:
+        """Try to bring about what is broken; what others changed beside it stays."""
+        await self._bring_about(frozenset(self.broken))
+        await self._reopen()
+
+    async def _reopen(self) -> None:
+        """Open the sockets anew of hosts whose namespace was made anew."""
+        remade = set(self._network.remade(self._services.owners()))
+        if not remade:
+            return
+        hosts = [h for h in self._directory.hosts() if h.name in remade]
+        for host in hosts:
+            await self._release(host.name)
+            await self._serve(host)
+
+    async def _bring_about(self, only: frozenset[HostName] | None = None) -> None:
         broken: dict[HostName, str] = {}
         for name in self._directory.unfinished():
             log.info("host.unfinished", host=name)
@@ -227,7 +250,8 @@ class Hosts:
             except VnsmailError as error:
                 broken[name] = f"half made or destroyed: {error}"
                 log.warning("host.not_removed", host=name, reason=str(error))
-        self.broken = broken | await self._network.converge(self._directory.hosts())
+        hosts = self._directory.hosts()
+        self.broken = broken | await self._network.converge(hosts, only=only)
 
     async def _serve_in(self, room: asyncio.Semaphore, host: VirtualHost) -> None:
         async with room:
@@ -242,9 +266,21 @@ class Hosts:
         else:
             await self._services.serve_or_note(self._service(host))
 
+    async def _serve_new(self, host: VirtualHost) -> None:
+        """Serve a new host; it stays if its worker fell silent, for it may have mail.
+
+        Raises:
+            VnsmailError: the worker will not have it, and has opened nothing.
+        """
+        try:
+            await self._services.serve(self._service(host))
+        except (ChannelClosed, NoAnswer):
+            await self._services.serve_or_note(self._service(host))
+
     async def _undo(self, name: HostName) -> None:
         """Take back a creation that failed; the first failure is the one to report."""
         try:
+            self._directory.begin_destroy(name)
             await self._release(name)
             await self._remove(name)
         except VnsmailError as error:

@@ -32,6 +32,7 @@ from vnsmail.supervisor.folders import (
     worker_account,
 )
 from vnsmail.supervisor.hosts import Hosts, machine_service
+from vnsmail.supervisor.mending import Mending
 from vnsmail.supervisor.network import Network
 from vnsmail.supervisor.people import People
 from vnsmail.supervisor.privileges import NET_ADMIN, SYS_ADMIN, effective
@@ -133,6 +134,7 @@ class _Supervisor:
         network = Network(layout.instance, settings.smtp.port)
         self._hosts = Hosts(layout, directory, self._services, network, account)
         self._people = People(directory)
+        self._mending = Mending(self._hosts.ward(), layout.instance, settings.network)
         self._ending = asyncio.Event()
 
     def _worker_options(self, worker: str) -> Sequence[str]:
@@ -166,10 +168,14 @@ class _Supervisor:
                     serving = tasks.create_task(
                         control_server.serve(sock, self._handle)
                     )
-                    mending = tasks.create_task(self._hosts.mend())
+                    beside = [
+                        serving,
+                        tasks.create_task(self._hosts.mend()),
+                        tasks.create_task(self._mending.run()),
+                    ]
                     await self._ending.wait()
-                    serving.cancel()
-                    mending.cancel()
+                    for task in beside:
+                        task.cancel()
                 finally:
                     sock.close()
                     self._services.stop()
@@ -230,6 +236,8 @@ class _Supervisor:
             processes=self._services.processes(),
             owners=reports,
             problems=tuple((problems | self._hosts.broken).items()),
+            watching=self._mending.watching,
+            drifts=tuple(self._mending.drifts),
         )
 
     async def _send(

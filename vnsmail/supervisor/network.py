@@ -7,7 +7,7 @@ waited for, also by one who is cancelled: two at once would see each other half 
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import TypeVar
 
@@ -19,6 +19,7 @@ from vnsmail.net.apply import apply
 from vnsmail.net.guard_rules import SMTP_PORTS
 from vnsmail.net.observe import observe
 from vnsmail.net.plan import Actual, Desired, Step, plan
+from vnsmail.net.steps import MakeNamespace
 from vnsmail.supervisor import control
 
 T = TypeVar("T")
@@ -35,6 +36,8 @@ class Network:
         self._ports = tuple(dict.fromkeys((*SMTP_PORTS, port)))
         self._unguarded: dict[str, str] = {}
         """Hosts without a guard, and why: told when asked, and no reason to stop."""
+        self.made: set[HostName] = set()
+        """Hosts whose namespace was made: sockets in an earlier one reach nothing."""
 
     async def observe(self, only: HostName | None = None) -> Actual:
         """Return the network as it is.
@@ -74,6 +77,7 @@ class Network:
                 went to the kernel together with it may be done.
         """
         if steps:
+            self.made |= {s.host for s in steps if isinstance(s, MakeNamespace)}
             await _to_the_end(lambda: apply(steps, self._instance))
 
     def concerned(
@@ -89,7 +93,10 @@ class Network:
         return found
 
     async def converge(
-        self, hosts: Sequence[VirtualHost], going: Sequence[VirtualHost] = ()
+        self,
+        hosts: Sequence[VirtualHost],
+        going: Sequence[VirtualHost] = (),
+        only: Collection[HostName] | None = None,
     ) -> dict[HostName, str]:
         """Bring the network to these hosts; returns who cannot be had, and why.
 
@@ -99,38 +106,85 @@ class Network:
         Args:
             hosts: all there should be.
             going: those that should not be any more, to be told which of them stay.
+            only: leave alone what is not of these hosts.
         """
         problems: dict[HostName, str] = {}
         try:
-            await self._do_what_can_be_done(hosts, going, problems)
+            await self._do_what_can_be_done(hosts, going, problems, only)
             if problems:
                 good = [host for host in hosts if host.name not in problems]
-                await self._do_what_can_be_done(good, going, problems)
+                await self._do_what_can_be_done(good, going, problems, only)
         except NetworkStepFailed as error:
             log.warning("network.unseen", reason=str(error))
             everyone = (host.name for host in (*hosts, *going))
             return dict.fromkeys(everyone, str(error)) | problems
         good = [host for host in hosts if host.name not in problems]
-        self._unguarded.clear()
-        await self.guard(good)
+        if only is None:
+            self._unguarded.clear()
+            await self.guard(good)
+        else:
+            for host in good:
+                if host.name in only:
+                    await self.guard_host(host, hosts)
         return problems
+
+    async def mend(
+        self, hosts: Iterable[VirtualHost], steps: Sequence[Step]
+    ) -> dict[HostName, str]:
+        """Perform steps; returns whose could not be performed, and why.
+
+        Args:
+            hosts: whose steps they are.
+            steps: in the order of the plan.
+        """
+        problems: dict[HostName, str] = {}
+        await self._perform(steps, self._holders(hosts), problems)
+        return problems
+
+    def meant(
+        self, steps: Iterable[Step], hosts: Iterable[VirtualHost]
+    ) -> list[tuple[Step, HostName | None]]:
+        """Return steps with the host of these for which each is; None: for none."""
+        holders = self._holders(hosts)
+        return [(step, _meant(step, holders)) for step in steps]
+
+    def remade(self, served: Collection[str]) -> list[HostName]:
+        """Return those of the served whose namespace was made since this was asked."""
+        made, self.made = self.made, set()
+        return sorted(made.intersection(served))
 
     # The guard ---------------------------------------------------------------
 
-    async def guard(self, hosts: Sequence[VirtualHost]) -> None:
-        """Let the kernel guard the sources of all hosts; what is so stays as it is."""
-        await self._guard(
-            hosts, lambda: guard.apply(hosts, self._instance, self._ports)
+    async def guard(
+        self, hosts: Sequence[VirtualHost], *, anew: bool = False
+    ) -> frozenset[str]:
+        """Let the kernel guard the sources of all hosts.
+
+        Returns those whose rules were not as wanted. With ``anew`` all are written
+        again, for somebody may have taken some out.
+        """
+        return await self._guard(
+            hosts, lambda: guard.apply(hosts, self._instance, self._ports, anew=anew)
         )
 
-    async def guard_host(self, host: VirtualHost, hosts: Iterable[VirtualHost]) -> None:
-        """Let the kernel guard the sources of one new host, one of all ``hosts``."""
+    async def guard_host(
+        self,
+        host: VirtualHost,
+        hosts: Iterable[VirtualHost],
+        *,
+        anew: bool = False,
+    ) -> None:
+        """Let the kernel guard the sources of one host, one of all ``hosts``.
+
+        With ``anew`` its rules are written again, as for ``guard``.
+        """
         if host.context is Context.NAMESPACE:
+            instance, ports = self._instance, self._ports
             await self._guard(
-                [host], lambda: guard.apply_host(host, self._instance, self._ports)
+                [host], lambda: guard.apply_host(host, instance, ports, anew=anew)
             )
         else:
-            await self._guard_aliases(hosts)
+            await self._guard_aliases(hosts, anew=anew)
 
     async def unguard(self, name: HostName, hosts: Iterable[VirtualHost]) -> None:
         """Forget the guard of a host that is gone; ``hosts`` are those that are left."""
@@ -157,13 +211,15 @@ class Network:
             counter.borrowed_packets,
         )
 
-    async def _guard_aliases(self, hosts: Iterable[VirtualHost]) -> None:
+    async def _guard_aliases(
+        self, hosts: Iterable[VirtualHost], *, anew: bool = False
+    ) -> None:
         aliases = [host for host in hosts if host.context is Context.ALIAS]
-        await self.guard(aliases)
+        await self.guard(aliases, anew=anew)
 
     async def _guard(
         self, hosts: Iterable[VirtualHost], change: Callable[[], object]
-    ) -> None:
+    ) -> frozenset[str]:
         for host in hosts:
             self._unguarded.pop(host.name, None)
         try:
@@ -171,20 +227,33 @@ class Network:
         except (GuardUnavailable, Taken) as error:
             self._unguarded |= {host.name: str(error) for host in hosts}
             log.warning("guard.unavailable", reason=str(error))
-            return
+            return frozenset()
         if isinstance(done, guard.Guarded):
             self._unguarded |= done.unguarded
             for name, reason in done.unguarded.items():
                 log.warning("guard.unavailable", host=name, reason=reason)
+            return done.renewed
+        return frozenset()
 
     async def _do_what_can_be_done(
         self,
         hosts: Sequence[VirtualHost],
         going: Sequence[VirtualHost],
         problems: dict[HostName, str],
+        only: Collection[HostName] | None,
     ) -> None:
-        steps = list(self.steps(hosts, await self.observe()))
+        steps = self.steps(hosts, await self.observe())
         holders = self._holders((*going, *hosts))
+        # What was half made for one that cannot be had is of none of these hosts.
+        mine = [s for s in steps if only is None or _meant(s, holders) in {*only, None}]
+        await self._perform(mine, holders, problems)
+
+    async def _perform(
+        self,
+        steps: Sequence[Step],
+        holders: Mapping[object, HostName],
+        problems: dict[HostName, str],
+    ) -> None:
         while steps:
             try:
                 await self.apply(steps)
