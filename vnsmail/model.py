@@ -201,6 +201,17 @@ class SourceCheck(StrEnum):
     """Nothing is judged. Sockets are bound to the host's address all the same."""
 
 
+class Authentication(StrEnum):
+    """What becomes of mail from strangers that may not be from whom it says."""
+
+    NONE = "none"
+    """Nothing is checked."""
+    MARK = "mark"
+    """What was found stands in an Authentication-Results field (RFC 8601)."""
+    REJECT = "reject"
+    """And what its author's domain wants refused (DMARC, p=reject) is refused."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a virtual host may use of the machine; None is as much as there is."""

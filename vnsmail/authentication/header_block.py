@@ -54,3 +54,19 @@ def value_of(field: Field) -> bytes:
 def unfolded(field: Field) -> str:
     """Return what stands behind the colon on one line, as Latin-1."""
     return value_of(field).replace(b"\r\n", b"").decode("latin-1").strip()
+
+
+def readable_fields(front: bytes) -> HeaderBlock:
+    """Return all fields up to the first empty line, lines that are none left out.
+
+    That is how lenient readers see a message whose header block is not well formed: no
+    signature of it is looked at, but its author is.
+    """
+    end = 0 if front.startswith(b"\r\n") else front.find(END) + 2
+    left = front if end == 1 else front[:end]
+    fields: list[Field] = []
+    while left:
+        header = parse_header(left)
+        fields += header.fields
+        left = header.rest.partition(b"\r\n")[2]
+    return HeaderBlock(tuple(fields), len(front))
