@@ -312,6 +312,8 @@ class VirtualHost:
     limits: Limits = NO_LIMITS
     suspended: bool = False
     """Nothing is sent or received; its queue, users and network stay."""
+    authentication: Authentication = Authentication.MARK
+    """What becomes of mail from strangers that may not be from whom it says."""
     helo: HostName | None = None
     """What it calls itself to remotes and clients (RFC 5321 section 4.1.1.1); None is
     its name."""

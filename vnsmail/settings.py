@@ -132,6 +132,13 @@ def _machine_name(text: str) -> str:
         raise ValueError(error.remedy) from None
 
 
+def _sealer(text: str) -> str:
+    try:
+        return domain_name(text)
+    except BadInput as error:
+        raise ValueError(error.remedy) from None
+
+
 def _own_name() -> str:
     """Return what the system calls itself, if that can be said in EHLO."""
     try:
@@ -209,6 +216,14 @@ class NetworkSettings(_Table):
     """Seconds between looks at the whole, for what the kernel tells nobody."""
 
 
+class AuthenticationSettings(_Table):
+    """[authentication]: whose word counts when mail is looked at."""
+
+    trusted_sealers: tuple[Annotated[str, AfterValidator(_sealer)], ...] = ()
+    """Domains of mailing lists and forwarders whose ARC seal (RFC 8617) counts more than
+    a failure of DMARC."""
+
+
 class Settings(_Table):
     """All of vnsmail.toml."""
 
@@ -219,6 +234,9 @@ class Settings(_Table):
     queue: QueueSettings = Field(default_factory=QueueSettings)
     dns: DnsSettings = Field(default_factory=DnsSettings)
     network: NetworkSettings = Field(default_factory=NetworkSettings)
+    authentication: AuthenticationSettings = Field(
+        default_factory=AuthenticationSettings
+    )
 
 
 def load(file: Path) -> Settings:

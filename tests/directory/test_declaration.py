@@ -13,6 +13,7 @@ from vnsmail.directory import declaration
 from vnsmail.directory.declaration import HostTable, Misfits, Problem, parse, write
 from vnsmail.errors import BadInput
 from vnsmail.model import (
+    Authentication,
     Context,
     HostName,
     Limits,
@@ -352,6 +353,7 @@ def hosts(draw):
             limits=draw(st.builds(Limits, *[st.none() | st.integers(1, 2**53)] * 3)),
             suspended=draw(st.booleans()),
             helo=draw(st.sampled_from([None, name, *domains])),
+            authentication=draw(st.sampled_from(Authentication)),
         )
         if host.uplink is Uplink.ROUTED:
             host = replace(host, gateways=())
@@ -390,6 +392,7 @@ def test_round_trip(listed):
                 limits=host.table.limits.value,
                 suspended=host.table.suspended or False,
                 helo=host.table.helo,
+                authentication=host.table.authentication,
             ),
             host.table.users,
         )

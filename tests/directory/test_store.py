@@ -10,6 +10,7 @@ from vnsmail.directory import Directory, open_to_read
 from vnsmail.directory.store import VERSION
 from vnsmail.errors import BadInput, NotFound, NotPrivileged, StateUnusable, Taken
 from vnsmail.model import (
+    Authentication,
     Context,
     HostName,
     Limits,
@@ -153,6 +154,7 @@ class TestHosts:
             limits=Limits(1000, 20, 2**30),
             suspended=True,
             helo=HostName("mx.alpha.example"),
+            authentication=Authentication.REJECT,
         )
         add(directory, host)
         directory.close()

@@ -24,7 +24,14 @@ from vnsmail import model
 from vnsmail.directory.hosts_table import HostsFile, HostTable, LimitsTable, schema
 from vnsmail.directory.toml_lines import Path, dotted, find_lines, nearest, quoted
 from vnsmail.errors import BadInput, VnsmailError
-from vnsmail.model import Context, HostName, SourceCheck, Uplink, VirtualHost
+from vnsmail.model import (
+    Authentication,
+    Context,
+    HostName,
+    SourceCheck,
+    Uplink,
+    VirtualHost,
+)
 
 __all__ = ["HostTable", "HostsFile", "schema"]
 
@@ -310,6 +317,7 @@ def entries(host: VirtualHost, users: tuple[str, ...]) -> dict[str, Value]:
     if host.context is Context.NAMESPACE or host.gateways:
         found["gateways"] = [str(gateway) for gateway in host.gateways]
     check = host.source_check
+    authentication = host.authentication
     limits = {key: n for key, n in asdict(host.limits).items() if n is not None}
     optional: dict[str, Value | None] = {
         "mtu": host.mtu,
@@ -317,6 +325,9 @@ def entries(host: VirtualHost, users: tuple[str, ...]) -> dict[str, Value]:
         "resolvers": [str(each) for each in host.resolvers],
         "source_check": None if check is SourceCheck.STRICT else check.value,
         "public_addresses": [str(each) for each in host.public_addresses],
+        "authentication": (
+            None if authentication is Authentication.MARK else authentication.value
+        ),
         "limits": limits,
         "suspended": host.suspended,
     }

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchem
 from vnsmail import model
 from vnsmail.errors import BadInput
 from vnsmail.model import (
+    Authentication,
     Context,
     HostName,
     IPAddress,
@@ -121,6 +122,12 @@ class HostTable(BaseModel):
     )
     domains: tuple[_Domain, ...] = Field(
         (), description="Further domains whose mail it takes; its name is the first."
+    )
+    authentication: Authentication = Field(
+        Authentication.MARK,
+        description="What becomes of mail from strangers that may not be from whom it "
+        "says: none, nothing is checked; mark, what was found is written on it; "
+        "reject, and what its author's domain wants refused (DMARC) is refused.",
     )
     helo: _Helo | None = Field(
         None,

@@ -25,6 +25,7 @@ from vnsmail.directory.logins import DROP_ORPHANS, Logins, LoginsReader
 from vnsmail.directory.people import People, PeopleReader
 from vnsmail.errors import NotPrivileged, Taken
 from vnsmail.model import (
+    Authentication,
     Context,
     HostName,
     IPAddress,
@@ -52,6 +53,7 @@ CREATE TABLE host (
     queue_bytes INTEGER,
     suspended INTEGER NOT NULL DEFAULT 0,
     helo TEXT,
+    authentication TEXT NOT NULL DEFAULT 'mark',
     renamed_from TEXT
 ) STRICT;
 CREATE TABLE address (
@@ -141,6 +143,7 @@ ALTER TABLE user ADD COLUMN scram TEXT NOT NULL DEFAULT '';
     + SINCE_2,
     2: """
 ALTER TABLE host ADD COLUMN helo TEXT;
+ALTER TABLE host ADD COLUMN authentication TEXT NOT NULL DEFAULT 'mark';
 ALTER TABLE host ADD COLUMN renamed_from TEXT;
 """
     + SINCE_3,
@@ -153,7 +156,7 @@ State = Literal["creating", "active", "destroying"]
 
 _FACTS = (
     "context, link, uplink, mtu, vlan, source_check, suspended,"
-    " messages_per_hour, connections, queue_bytes, helo"
+    " messages_per_hour, connections, queue_bytes, helo, authentication"
 )
 _OF_A_HOST = ("address", "gateway", "resolver", "public_address", "domain")
 """The tables of what a host has, but for people."""
@@ -213,7 +216,8 @@ class DirectoryReader(PeopleReader, LoginsReader):
         rows = self._rows(f"SELECT {_FACTS} FROM host WHERE name=?", name)  # noqa: S608  words of ours
         if not rows:
             return None
-        context, link, uplink, mtu, vlan, check, suspended, *limits, helo = rows[0]
+        context, link, uplink, mtu, vlan, check, suspended, *rest = rows[0]
+        *limits, helo, authentication = rest
         addresses = self._rows(
             "SELECT address, prefix_length FROM address WHERE host=? ORDER BY position",
             name,
@@ -237,6 +241,7 @@ class DirectoryReader(PeopleReader, LoginsReader):
             limits=Limits(*limits),
             suspended=bool(suspended),
             helo=HostName(helo) if helo else None,
+            authentication=Authentication(authentication),
         )
 
     def being_destroyed(self) -> tuple[HostName, ...]:
@@ -467,7 +472,7 @@ class Directory(DirectoryReader, People, Logins):
             *(host.context, host.link, host.uplink, host.mtu, host.vlan),
             *(host.source_check, host.suspended),
             *(limits.messages_per_hour, limits.connections, limits.queue_bytes),
-            host.helo,
+            *(host.helo, host.authentication),
         )
         # Not REPLACE: that would take the users with it.
         execute(

@@ -33,6 +33,19 @@ class UserFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"UserFacts({self.local_part!r}, …)"
 
 
+class DkimKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A private key that a worker signs with."""
+
+    domain: str
+    selector: str
+    private: bytes
+    """PKCS #8, DER."""
+
+    def __repr__(self) -> str:
+        """Return whose key it is, and nothing of it."""
+        return f"DkimKey({self.selector}._domainkey.{self.domain})"
+
+
 class OwnerFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a worker must know of a virtual host, or of the machine, to serve it."""
 
@@ -57,6 +70,10 @@ class OwnerFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Local part, and targets: local parts here, addresses elsewhere."""
     secret: bytes = b""
     """The owner's own; answers for users who are not there are made of it."""
+    authentication: str = "none"
+    """A word of model.Authentication: what becomes of mail from strangers."""
+    dkim: tuple[DkimKey, ...] = ()
+    """Keys that what its users send is signed with."""
 
 
 class Configure(_Message, frozen=True):

@@ -29,6 +29,7 @@ WITHOUT_SOCKETS = frozenset(
     {
         *("domains", "gateways", "mtu", "limits", "suspended"),
         *("resolvers", "source_check", "public_addresses", "helo"),
+        "authentication",
     }
 )
 """Facts that can change while sockets stay open."""
@@ -156,6 +157,7 @@ def _tenant(declared: DeclaredHost, before: Tenant | None, actual: Actual) -> Te
         limits=table.limits.value,
         suspended=_suspended(table.suspended, before),
         helo=table.helo,
+        authentication=table.authentication,
     )
     if host.context is Context.NAMESPACE and table.gateways is None:
         host = replace(host, gateways=_gateways(host, old, actual))
