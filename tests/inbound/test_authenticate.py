@@ -9,7 +9,7 @@ import pytest
 
 from tests.authentication.messages import ED25519, MESSAGE, NOW, RSA, pem, record
 from vnsmail.authentication.questions import Answer, Question
-from vnsmail.inbound import authenticate
+from vnsmail.inbound import bodies
 from vnsmail.inbound.authenticate import AuthenticationFacts, Authenticator
 from vnsmail.inbound.policy import Client, Examined
 from vnsmail.model import Authentication, Envelope, Owner
@@ -194,7 +194,7 @@ async def test_a_large_body_is_hashed_and_rewritten_in_its_file(looker, tmp_path
 
 
 async def test_a_header_without_end_is_refused(looker, monkeypatch):
-    monkeypatch.setattr(authenticate, "MAX_HEADER", 70_000)
+    monkeypatch.setattr(bodies, "MAX_HEADER", 70_000)
     message = b"X-Pad: x\r\n" * 9000 + MESSAGE
 
     found = await looked(looker, message)

@@ -20,6 +20,7 @@ from vnsmail.broker.client import SocketClient
 from vnsmail.channel import MAX_MESSAGE
 from vnsmail.delivery import outcomes as say
 from vnsmail.delivery.agent import AgentFacts, DeliveryAgent
+from vnsmail.engines.authenticity import Authenticity
 from vnsmail.engines.protocol import OwnerFacts, OwnerReport, QueueEntry
 from vnsmail.engines.rules import MAIL, OwnerRules
 from vnsmail.errors import NotServed, QueueUnavailable, VnsmailError
@@ -97,6 +98,9 @@ class OwnerService:
         self._executor = executor
         self._folder = Path(facts.folder)
         self._resolver = Resolver(sockets.resolver, resolvers, settings.dns.timeout)
+        self._authenticity = Authenticity(
+            facts, settings, self._resolver.answer, executor
+        )
         self._listening: list[str] = []
         self._queue: Queue | None = None
         self._reception: Reception | None = None
@@ -174,6 +178,7 @@ class OwnerService:
         """Use a changed name, changed domains or users, from now on."""
         self._facts = facts
         self._rules.update(facts)
+        self._authenticity.update(facts)
         if self._reception is not None:
             self._reception.update(self._receiver_facts())
         if self._agent is not None:
@@ -211,7 +216,12 @@ class OwnerService:
         )
         loop = asyncio.get_running_loop()
         prepared = await loop.run_in_executor(self._executor, job)
-        await self._keep(prepared.envelope, prepared.body)
+        try:
+            body = await self._authenticity.signer.signed(prepared.body)
+        except BaseException:
+            prepared.body.discard()
+            raise
+        await self._keep(prepared.envelope, body)
         log.info(
             "message.injected",
             owner=self._facts.owner,
@@ -264,7 +274,7 @@ class OwnerService:
             owner=Owner(self._facts.owner),
             name=self._facts.name,
             policy=self._rules.local,
-            rules=self._rules.policy,
+            rules=self._authenticity.around(self._rules.policy),
             folder=self._folder,
             max_message_size=smtp.max_message_size,
             max_recipients=smtp.max_recipients,

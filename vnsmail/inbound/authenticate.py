@@ -16,7 +16,7 @@ executor, piece by piece.
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -27,12 +27,10 @@ from publicsuffixlist import PublicSuffixList
 
 from vnsmail.authentication.arc import Arc, ArcResult, Chain, chain_of, verify_chain
 from vnsmail.authentication.author import MAX_AUTHORS, author_domains
-from vnsmail.authentication.canonical import Form
 from vnsmail.authentication.dkim import (
     BodyHashes,
     Dkim,
     DkimResult,
-    hash_body,
     signatures,
     verify,
     wanted_forms,
@@ -45,7 +43,6 @@ from vnsmail.authentication.dmarc import (
     strictest,
 )
 from vnsmail.authentication.header_block import (
-    MAX_HEADER,
     HeaderBlock,
     header_block,
     readable_fields,
@@ -60,6 +57,7 @@ from vnsmail.authentication.results import (
     vouches,
 )
 from vnsmail.authentication.spf import Spf, check_host
+from vnsmail.inbound.bodies import front_of, hashes_of, in_executor
 from vnsmail.inbound.policy import Client, Examined
 from vnsmail.log import logger
 from vnsmail.model import Authentication, Envelope, IPAddress, Owner
@@ -128,7 +126,7 @@ class Authenticator:
         Raises:
             QueueUnavailable: it cannot be read or written.
         """
-        front = await self._front(body, front)
+        front = await front_of(body, front, self._executor)
         spans = forged(front, self.facts.names | {self.facts.host})
         if not spans:
             return body, front
@@ -137,7 +135,7 @@ class Authenticator:
         if body.file is None:
             return Body(cut(body.head, spans)), kept
         write = partial(_rewritten, body, spans, self.facts.folder)
-        return await self._in_executor(write), kept
+        return await in_executor(self._executor, write), kept
 
     async def examine(
         self, client: Client, envelope: Envelope, body: Body, front: bytes
@@ -180,7 +178,7 @@ class Authenticator:
         forms = wanted_forms(found)
         if isinstance(chain, Chain):
             forms |= wanted_forms([chain.newest])
-        bodies = await self._hashes(body, block, forms)
+        bodies = await hashes_of(body, block, forms, self._executor)
         deadline = asyncio.get_running_loop().time() + DEADLINE
         drive = partial(self._drive, deadline)
         async with asyncio.TaskGroup() as tasks:
@@ -225,7 +223,9 @@ class Authenticator:
                 "From has too many domains",
             )
         if not _suffixes.cache_info().currsize:
-            await self._in_executor(_suffixes)  # reading it takes a tenth of a second
+            await in_executor(
+                self._executor, _suffixes
+            )  # reading it takes a tenth of a second
         chance = self._chance()
         judging = (
             evaluate(each, spf, dkim, organizational, chance) for each in authors
@@ -263,25 +263,6 @@ class Authenticator:
             value: T = ended.value
             return value
 
-    async def _front(self, body: Body, front: bytes) -> bytes:
-        """Return the front of a message with its whole header block, if that is bearable."""
-        if b"\r\n\r\n" in front or len(front) == body.size or front[:2] == b"\r\n":
-            return front
-        if body.file is None:
-            return body.head[:MAX_HEADER]
-        return await self._in_executor(partial(_head_of, body))
-
-    async def _hashes(
-        self, body: Body, block: HeaderBlock | None, forms: frozenset[Form]
-    ) -> BodyHashes:
-        if block is None or not forms:
-            return {}
-        work = partial(_hashed, body, block.body_at, forms)
-        return work() if body.file is None else await self._in_executor(work)
-
-    async def _in_executor(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
-
     def _tell(self, envelope: Envelope, findings: Findings) -> None:
         log.info(
             "message.authenticated",
@@ -317,29 +298,6 @@ def _refused(domain: str) -> Reply:
     # RFC 7489 section 10.3: say whose policy it is, so that its users can be helped.
     text = f"the policy of {domain} (DMARC) refuses this message"
     return Reply(550, (text,), "5.7.1")
-
-
-def _hashed(body: Body, at: int, forms: frozenset[Form]) -> BodyHashes:
-    return hash_body(_behind(body, at), forms)
-
-
-def _behind(body: Body, at: int) -> Iterator[bytes]:
-    """Give a message in pieces, without its first octets."""
-    for piece in body.chunks():
-        if at < len(piece):
-            yield piece[at:] if at else piece
-        at = max(0, at - len(piece))
-
-
-def _head_of(body: Body) -> bytes:
-    """Return the front of a message up to its first empty line, or so much as we look at."""
-    front = b""
-    for piece in body.chunks():
-        looked_at = max(0, len(front) - 3)
-        front += piece
-        if front.find(b"\r\n\r\n", looked_at) >= 0 or len(front) >= MAX_HEADER:
-            break
-    return front[:MAX_HEADER]
 
 
 def _rewritten(body: Body, spans: tuple[tuple[int, int], ...], folder: Path) -> Body:

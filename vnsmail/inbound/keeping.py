@@ -125,7 +125,7 @@ async def _kept(arrived: Arrived, shared: Shared, named: asyncio.Event) -> str |
             body.discard()
             return answer
         body, envelope = answer.body, answer.envelope or envelope
-        whole = body.prefixed(_trace(arrived, envelope, facts) + answer.fields)
+        whole = body.prefixed(answer.fields + _trace(arrived, envelope, facts))
     except BaseException:
         body.discard()
         raise

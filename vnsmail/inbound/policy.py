@@ -131,8 +131,8 @@ class Examined:
     """The one that was examined, or what takes its place; then the policy has discarded
     the other."""
     fields: bytes = b""
-    """Whole header fields, with CRLF, that go in front of everything but the trace header
-    of this hop: Authentication-Results, Received-SPF."""
+    """Whole header fields, with CRLF, that go in front of everything, the trace header of
+    this hop too (RFC 8601 section 4): Authentication-Results, DKIM-Signature."""
     envelope: Envelope | None = None
     """In place of the one that was shown (sender, recipients, eight_bit); None: as it is."""
 

@@ -389,6 +389,7 @@ class Hosts:
                 for alias in self._directory.aliases(host.name)
             ),
             secret=self._directory.secret(host.name),
+            authentication=host.authentication.value,
         )
         instance = self._layout.instance
         if host.context is Context.NAMESPACE:
