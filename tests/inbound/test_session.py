@@ -231,6 +231,17 @@ async def test_loop(house, hops, code, rest):
     assert [] == house.incoming
 
 
+@pytest.mark.parametrize(("hops", "code"), [(5, b"250 "), (6, b"554 5.4.6 ")])
+async def test_loop_with_another_host(house, hops, code):
+    """One that this host has seen again and again goes in a circle with somebody."""
+    client = await house.greeted()
+    trace = b"Received: from b.example by Alpha.Example with ESMTP; x\r\n" * hops
+    trace += b"Received: from alpha.example by b.example (by alpha.example.x)\r\n" * 9
+    reply = await send(client, trace + b"\r\nhello\r\n")
+
+    assert reply.startswith(code)
+
+
 async def test_too_big(houses):
     """The limit holds, announced or not, and leaves no file."""
     house = houses(max_message_size=len(LARGE) - 1)

@@ -60,10 +60,12 @@ async def test_full(usage, now):
 
 async def test_what_comes_and_goes(usage, now, tmp_path):
     """What is delivered counts at once, what is deleted after a while."""
-    assert 150 == usage.octets("ann")
-    usage.added("ann", 10)
-    usage.added("bob", 10)
-    assert 160 == usage.octets("ann")
+    assert usage.take("ann", 10, 151)
+    assert not usage.take("ann", 10, 151)
+    assert usage.take("ann", 10, None)
+    usage.give_back("ann", 10)
+    usage.give_back("bob", 10)
+    assert usage.take("ann", 10, 151)
     (tmp_path / "ann" / "new" / "1").unlink()
     assert usage.is_full("ann", 160)
     now.time += FRESH + 1
@@ -71,6 +73,6 @@ async def test_what_comes_and_goes(usage, now, tmp_path):
     await asyncio.sleep(0)
 
     assert not usage.is_full("ann", 160)
-    assert 50 == usage.octets("ann")
+    assert not usage.take("ann", 1, 50)
     usage.forget()
     assert not usage.is_full("ann", 1)

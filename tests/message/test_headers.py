@@ -2,7 +2,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vnsmail.message.headers import count_received, parse_header
+from vnsmail.message.headers import (
+    count_received,
+    count_received_by,
+    parse_header,
+)
 
 MESSAGE = (
     b"Received: from a.example\r\n\tby b.example; x\r\n"
@@ -82,3 +86,21 @@ def test_hops(front, count):
 def test_any_bytes_can_be_counted(front):
     """No bytes are an error."""
     assert count_received(front) >= 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "count"),
+    [
+        (b"Received: from a.example by B.example (x); date\r\n", 1),
+        (b"RECEIVED: from b.example\r\n\tby b.example\r\n with ESMTP\r\n", 1),
+        (b"Received: by b.example; date\r\nReceived: by b.example with X\r\n", 2),
+        (b"Received: from b.example by c.example; date\r\n", 0),
+        (b"Received: by bxexample; x\r\nReceived: by b.example.org; x\r\n", 0),
+        (b"X-Received: by b.example; date\r\n", 0),
+    ],
+)
+def test_received_by(fields, count):
+    """Those of one host are known by its name behind "by", in the header block only."""
+    text = fields + b"\r\nReceived: by b.example; no field\r\n"
+
+    assert count == count_received_by(text, "b.example")

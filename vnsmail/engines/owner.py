@@ -364,16 +364,19 @@ class OwnerService:
         self, user: str, recipient: str, body: Body, envelope: Envelope
     ) -> Outcome:
         def put() -> Outcome:
-            if self._rules.has_no_room(user):
+            if not self._rules.take_room(user, body.size):
                 return say.deferred(FULL.code, FULL.enhanced, FULL.text)
-            maildir.deliver(
-                self._folder / MAIL / user,
-                body,
-                return_path=envelope.sender,
-                delivered_to=recipient,
-                now=time.time(),
-            )
-            self._rules.usage.added(user, body.size)
+            try:
+                maildir.deliver(
+                    self._folder / MAIL / user,
+                    body,
+                    return_path=envelope.sender,
+                    delivered_to=recipient,
+                    now=time.time(),
+                )
+            except VnsmailError:
+                self._rules.usage.give_back(user, body.size)
+                raise
             return say.delivered(f"put into the mailbox of {user}")
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, put)

@@ -87,10 +87,9 @@ class OwnerRules:
         """Say whether a mailbox has its quota, as far as is known; waits for nothing."""
         return self.usage.is_full(user, self._quota(user))
 
-    def has_no_room(self, user: str) -> bool:
-        """Say whether a mailbox has its quota; blocks."""
-        quota = self._quota(user)
-        return quota is not None and self.usage.octets(user) >= quota
+    def take_room(self, user: str, octets: int) -> bool:
+        """Take room in a mailbox; False if it has its quota. Blocks."""
+        return self.usage.take(user, octets, self._quota(user))
 
     def _quota(self, user: str) -> int | None:
         account = self.accounts.of_user(user)

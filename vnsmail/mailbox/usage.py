@@ -5,12 +5,14 @@ meanwhile is added. Whoever reads mail deletes it behind our back, so nothing is
 what was measured that could go wrong for longer than that.
 
 Rules of this file: ``is_full`` never waits: what was not measured yet is not full, and
-is measured then; ``measure`` blocks, so it runs in a thread.
+is measured then; ``measure`` and ``take`` block, so they run in a thread; of two that
+take at once, one is the first.
 """
 
 import asyncio
 import os
 import stat
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -68,6 +70,7 @@ class Usage:
         self._clock = clock
         self._measured: dict[str, _Measured] = {}
         self._measuring: set[str] = set()
+        self._lock = threading.Lock()
 
     def is_full(self, user: str, quota: int | None) -> bool:
         """Say whether a mailbox has its quota, as far as is known by now."""
@@ -78,28 +81,47 @@ class Usage:
             self._measure_beside(user)
         return known is not None and known.octets >= quota
 
-    def octets(self, user: str) -> int:
-        """Return what a mailbox has; blocks if it was not measured lately."""
+    def take(self, user: str, octets: int, quota: int | None) -> bool:
+        """Take room for a message; False if the mailbox has its quota. Blocks.
+
+        What is not used after all is to be given back with ``give_back``.
+        """
+        if quota is None:
+            return True
+        with self._lock:
+            known = self._known(user)
+            if known.octets >= quota:
+                return False
+            known.octets += octets
+        return True
+
+    def give_back(self, user: str, octets: int) -> None:
+        """Count less: a message was not delivered."""
+        with self._lock:
+            if user in self._measured:
+                self._measured[user].octets -= octets
+
+    def forget(self) -> None:
+        """Measure all anew: users came or went, or have other quotas."""
+        with self._lock:
+            self._measured.clear()
+
+    def _known(self, user: str) -> _Measured:
         known = self._measured.get(user)
         if known is None or known.at + FRESH < self._clock():
             known = _Measured(measure(self._folder / user), self._clock())
             self._measured[user] = known
-        return known.octets
+        return known
 
-    def added(self, user: str, octets: int) -> None:
-        """Count what was delivered."""
-        if user in self._measured:
-            self._measured[user].octets += octets
-
-    def forget(self) -> None:
-        """Measure all anew: users came or went, or have other quotas."""
-        self._measured.clear()
+    def _refresh(self, user: str) -> None:
+        with self._lock:
+            self._known(user)
 
     def _measure_beside(self, user: str) -> None:
         if user in self._measuring:
             return
         self._measuring.add(user)
         work = asyncio.get_running_loop().run_in_executor(
-            self._executor, self.octets, user
+            self._executor, self._refresh, user
         )
         work.add_done_callback(lambda _: self._measuring.discard(user))
