@@ -18,6 +18,8 @@
         QueueUnavailable        a queue file cannot be read or written
         ResolveError            a DNS question has no usable answer
         NotServed               no worker serves this owner now
+            Suspended           it neither sends nor receives
+        LimitReached            the owner has used up what it may use
         CannotRunAs             a program cannot be run as a virtual host
         CommandNotRun           a command cannot be started
 
@@ -250,6 +252,38 @@ class NotServed(VnsmailError):
 
     def __str__(self) -> str:
         return f"{self.owner} is not served now: {self.reason}"
+
+
+class Suspended(NotServed):
+    """A virtual host is suspended: it neither sends nor receives."""
+
+    def __init__(self, host: str) -> None:
+        reason = f"it is suspended; `vnsmail host resume {host}` ends that"
+        super().__init__(host, reason)
+        self.args = (host,)
+
+
+class LimitReached(VnsmailError):
+    """An owner has used up what its limits allow; ``limit`` is a field of Limits."""
+
+    retry_helps = True
+
+    def __init__(self, owner: str, limit: str, most: int, wait: float = 0.0) -> None:
+        super().__init__(owner, limit, most, wait)
+        self.owner, self.limit, self.most, self.wait = owner, limit, most, wait
+
+    def __str__(self) -> str:
+        if self.limit == "queue_bytes":
+            return (
+                f"the queue of {self.owner} may have {self.most} octets, and this would "
+                "be more; try again when some of it is delivered, or see "
+                "`vnsmail host limits`"
+            )
+        return (
+            f"{self.owner} has taken the {self.most} messages that it may send in an "
+            f"hour; try again in {max(1, round(self.wait / 60))} min, or see "
+            "`vnsmail host limits`"
+        )
 
 
 class CannotRunAs(VnsmailError):

@@ -171,12 +171,21 @@ def test_destroy(vnsmail, supervisor, discard):
     ] == supervisor.requests
 
 
+PLAIN = {
+    "resolvers": [],
+    "source_check": "strict",
+    "public_addresses": [],
+    "limits": {},
+    "suspended": False,
+}
+"""What a host has of which nothing was said."""
+
 # list -----------------------------------------------------------------------------
 
 LIST = """\
 virtual hosts
-name           context    addresses      link
-─────────────────────────────────────────────
+name           context    addresses      link  state
+────────────────────────────────────────────────────
 alpha.example  namespace  10.77.0.11/24  br0
                           fd77::11/64
 beta.example   alias      10.77.0.12/24  eth0"""
@@ -204,6 +213,8 @@ def test_list_json(vnsmail):
             "gateways": ["10.77.0.1"],
             "mtu": None,
             "vlan": None,
+            "helo": "alpha.example",
+            **PLAIN,
         },
         {
             "name": "beta.example",
@@ -215,6 +226,8 @@ def test_list_json(vnsmail):
             "gateways": [],
             "mtu": None,
             "vlan": None,
+            "helo": "beta.example",
+            **PLAIN,
         },
     ] == vnsmail("host", "list", "--json").json
 
@@ -289,8 +302,7 @@ def test_show_json(vnsmail, supervisor):
 
     assert {
         *("name", "context", "addresses", "domains", "link", "uplink", "gateways"),
-        "mtu",
-        "vlan",
+        *("mtu", "vlan", "helo", *PLAIN),
         *("users", "namespace", "state", "listening", "sessions", "queued"),
         *("deferred", "oldest", "guard"),
     } == set(found)

@@ -27,6 +27,7 @@ class FakeConnection:
         self.gone = asyncio.get_running_loop().create_future()
         self.usable = True
         self.transactions = 0
+        self.source = "10.77.0.11"
         self.said: list[str] = []
         self._on_gone = on_gone
 
@@ -50,6 +51,7 @@ class Hops:
 
     def __init__(self):
         self.made: list[Any] = []
+        self.source = "10.77.0.11"
         self.results: deque[Exception | None] = deque()
         self.tried = 0
         self.held: asyncio.Event | None = None
@@ -61,6 +63,7 @@ class Hops:
         if self.results and (error := self.results.popleft()):
             raise error
         self.made.append(FakeConnection(hop, on_gone))
+        self.made[-1].source = self.source
         return self.made[-1]
 
 
@@ -497,4 +500,68 @@ async def test_whatever_happens(steps):
     for connection in players.hops.made:
         connection.go()
     await players.pool.close(0)
-    assert 3 == players.pool._room._value
+    assert 3 == players.pool._room.most - players.pool._room.taken
+
+
+# Limits and addresses that change -------------------------------------------------------
+
+
+async def test_fewer_at_a_time(pool, hops):
+    """With less room, idle ones end at once, and others when they are given back."""
+    first, second = await pool.take(B), await pool.take(C)
+    pool.release(first)
+    pool.allow(1)
+    assert (["quit"], []) == (first.said, second.said)
+    (waiting,) = start(pool.take(B))
+    await turn()
+    assert not waiting.done()
+    first.go()
+    await turn()
+    assert not waiting.done()
+    pool.release(second)
+    second.go()
+    assert B == (await waiting).hop
+    pool.allow(None)
+    await pool.take(C)
+
+
+async def test_leaving_an_address(pool, hops):
+    """Nothing more is begun from it; what is being said there is finished first."""
+    idle, busy = await pool.take(B), await pool.take(C)
+    pool.release(idle)
+    pool.leave(["10.77.0.11"], ["10.77.0.14"])
+    assert (["quit"], []) == (idle.said, busy.said)
+    (leaving,) = start(pool.left({"10.77.0.11"}))
+    idle.go()
+    await turn()
+    assert not leaving.done()
+    pool.release(busy)
+    assert ["quit"] == busy.said
+    busy.go()
+    await leaving
+    hops.source = "10.77.0.14"
+    new = await pool.take(C)
+    pool.release(new)
+    assert [] == new.said
+
+
+async def test_left_too_late(pool, hops):
+    """What does not end in time is cut off."""
+    busy = await pool.take(B)
+    pool.leave(["10.77.0.11"])
+    (leaving,) = start(pool.left({"10.77.0.11"}))
+    await turn()
+    leaving.cancel()
+    await turn()
+
+    assert ["abort"] == busy.said
+
+
+async def test_an_address_that_comes_back(pool, hops):
+    """It is used like any other."""
+    pool.leave(["10.77.0.11"])
+    pool.leave([], ["10.77.0.11"])
+    first = await pool.take(B)
+    pool.release(first)
+
+    assert [] == first.said

@@ -15,10 +15,13 @@ from vnsmail.engines.owner import PortInUse
 from vnsmail.errors import (
     BadInput,
     BrokerRefused,
+    LimitReached,
     NotServed,
     QueueUnavailable,
     SourceUnavailable,
+    Suspended,
 )
+from vnsmail.model import Limits
 from vnsmail.queue.queue import Queue
 
 HELLO = b"Subject: hi\r\n\r\nhello\r\n"
@@ -322,14 +325,15 @@ async def test_descriptor_stays_the_callers(lodging):
 
 
 async def test_which_facts_can_change(lodging):
-    """Sockets and files outlive a change; users, domains and the name do not."""
+    """Files outlive no change; users, domains, addresses and the name may change."""
     service = await lodging.opened()
 
     assert service.accepts(lodging.facts())
     assert service.accepts(
         lodging.facts(users=("eve",), domains=("b.example",), name="b.example")
     )
-    assert not service.accepts(lodging.facts(addresses=("10.77.0.12",)))
+    assert service.accepts(lodging.facts(addresses=("10.77.0.12",)))
+    assert not service.accepts(lodging.facts(suspended=True))
     assert not service.accepts(lodging.facts(folder="/elsewhere"))
     assert not service.accepts(lodging.facts(listen=False))
     assert not service.accepts(lodging.facts(owner="beta.example"))
@@ -338,7 +342,7 @@ async def test_which_facts_can_change(lodging):
 async def test_update(lodging):
     """New users get mail at new domains at once, those that went get none."""
     service = await lodging.opened()
-    service.update(
+    await service.update(
         lodging.facts(users=("eve",), domains=("alpha.example", "new.example"))
     )
     client = lodging.client()
@@ -446,3 +450,139 @@ def test_on_uvloop(tmp_path):
 
     assert reply.startswith(b"250 ")
     assert any(mail.endswith(LARGE) for mail in mails)
+
+
+# Suspended ------------------------------------------------------------------------------------
+
+
+async def test_suspended(lodging):
+    """Its doors are closed, what is handed over is refused, and the queue is kept."""
+    service = await lodging.opened()
+    await inject(service, HELLO, "bob@north.example")
+    await service.close()
+    lodging.open.clear()
+    for address in service._facts.addresses:
+        os.unlink(lodging.sockets.path(address))
+    suspended = await lodging.opened(suspended=True)
+    report = await suspended.report()
+
+    assert ((), 1, True, "") == (
+        report.listening,
+        report.messages,
+        report.suspended,
+        report.problem,
+    )
+    with pytest.raises(FileNotFoundError):
+        lodging.client()
+    with pytest.raises(Suspended, match="`vnsmail host resume"):
+        await inject(suspended, HELLO, "bob@north.example")
+    assert 1 == len(await suspended.list_queue(5))
+
+
+# Limits ---------------------------------------------------------------------------------------
+
+
+async def test_a_queue_that_is_full(lodging):
+    """452, and nothing is kept; a message that can never fit is told so at MAIL."""
+    service = await lodging.opened(limits=Limits(queue_bytes=1000))
+    service._agent.hand_over = lambda envelope, body: None
+    assert (await send(lodging.client(), HELLO)).startswith(b"250 ")
+    reply = await send(lodging.client(), HELLO + b"x" * 800 + b"\r\n")
+
+    assert reply == b"452 4.3.1 the queue is full, try again later\r\n"
+    assert [] == list((lodging.folder / "host" / "incoming").iterdir())
+    with pytest.raises(LimitReached, match="may have 1000 octets"):
+        await inject(service, HELLO + b"x" * 800, "bob@north.example")
+    client = lodging.client()
+    await client.hear(GREETING)
+    await client.ask("EHLO mx1.north.example")
+    reply = await client.ask("MAIL FROM:<bob@north.example> SIZE=1001")
+    assert reply == b"452 4.3.1 the queue is full, try again later\r\n"
+    tally = service.tally()
+    assert (1, 2) == (tally.accepted, tally.refused)
+
+
+async def test_room_again(lodging):
+    """When mail has left the queue there is room, without anybody being told."""
+    await lodging.opened(limits=Limits(queue_bytes=1000))
+    message = HELLO + b"x" * 500 + b"\r\n"
+    for count in range(1, 4):
+        assert (await send(lodging.client(), message)).startswith(b"250 ")
+        await lodging.mail("ann", count)
+        await empty(lodging.open[0])
+
+
+async def test_messages_per_hour(lodging):
+    """Mail that goes elsewhere counts, mail for users here does not."""
+    service = await lodging.opened(limits=Limits(messages_per_hour=1))
+    await inject(service, HELLO, "bob@north.example")
+    with pytest.raises(LimitReached, match="the 1 messages that it may send"):
+        await inject(service, HELLO, "bob@north.example", "ann@alpha.example")
+    await inject(service, HELLO, "cy@alpha.example")
+    assert (await send(lodging.client(), HELLO)).startswith(b"250 ")
+    await service.update(lodging.facts(limits=Limits(messages_per_hour=2)))
+    await inject(service, HELLO, "bob@north.example")
+
+
+async def test_the_hour_outlives_the_worker(lodging):
+    """Whoever was at the limit is there still after a restart."""
+    service = await lodging.opened(limits=Limits(messages_per_hour=1))
+    await inject(service, HELLO, "bob@north.example")
+    await service.close()
+    lodging.open.clear()
+    again = lodging.service(limits=Limits(messages_per_hour=1), listen=False)
+    await again.open()
+    lodging.open.append(again)
+
+    with pytest.raises(LimitReached):
+        await inject(again, HELLO, "bob@north.example")
+
+
+async def test_connections_at_a_time(lodging):
+    """One more is turned away before it can say anything."""
+    await lodging.opened(limits=Limits(connections=1))
+    first = lodging.client()
+    await first.hear(GREETING)
+
+    assert (await lodging.client().rest()).startswith(b"421 4.7.0 too many connections")
+
+
+# Other addresses ------------------------------------------------------------------------------
+
+
+async def test_other_addresses(lodging):
+    """It listens on new ones at once, and leaves the old ones; the queue stays open."""
+    service = await lodging.opened()
+    old = lodging.client()
+    await old.hear(GREETING)
+    await service.update(lodging.facts(addresses=("fd77::11", "10.77.0.14")))
+
+    assert ("[fd77::11]:25", "10.77.0.14:25") == (await service.report()).listening
+    assert (await old.rest()).startswith(b"421 ")
+    assert await service.left(("10.77.0.11",), 30)
+    await lodging.client("10.77.0.14").hear(GREETING)
+
+
+async def test_an_address_that_is_in_use(lodging):
+    """All is as before, and it is told."""
+    service = await lodging.opened()
+    before = (await service.report()).listening
+    lodging.sockets.errors["10.77.0.15"] = OSError(errno.EADDRINUSE, "in use")
+    with pytest.raises(PortInUse):
+        await service.update(lodging.facts(addresses=("10.77.0.14", "10.77.0.15")))
+
+    assert before == (await service.report()).listening
+    await lodging.client().hear(GREETING)
+
+
+async def test_leaving_too_slowly(lodging):
+    """After its time, whoever still speaks is cut off."""
+    service = await lodging.opened()
+    client = lodging.client()
+    await client.hear(GREETING)
+    await client.say(TO_ANN)
+    await client.hear(b"354 end with <CRLF>.<CRLF>\r\n")
+    await service.update(lodging.facts(addresses=("fd77::11",)))
+
+    assert not await service.left(("10.77.0.11",), 0.01)
+    assert b"" == await client.rest()

@@ -12,6 +12,7 @@ import uvloop
 
 from tests.inbound.helpers import GREETING, TO_ANN, Client, Kept, Names, facts_in
 from vnsmail.inbound import listeners as listeners_module
+from vnsmail.inbound import shared
 from vnsmail.inbound.listeners import Reception, _address
 
 HELLO = b"Subject: hi\r\n\r\nhello\r\n"
@@ -31,7 +32,7 @@ class Door:
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.bind(self.path)
         self.sock.listen(1024)
-        self.reception.listen(self.sock)
+        self.reception.listen(self.sock, shared.Door(address="10.77.0.11"))
         self.clients: list[Client] = []
 
     def client(self) -> Client:
@@ -193,3 +194,52 @@ def test_on_uvloop(tmp_path, executor):
     assert b"250 2.0.0 queued as" in said
     assert said.endswith(b"221 2.0.0 alpha.example closing\r\n")
     assert last.endswith(b"421 4.3.2 closing down, try again later\r\n")
+
+
+# Addresses that go ------------------------------------------------------------------------
+
+
+async def test_leaving_an_address(door):
+    """Nobody is accepted there; who is in the middle of a message finishes it."""
+    idle, busy = door.client(), door.client()
+    await idle.hear(GREETING)
+    await busy.hear(GREETING)
+    await busy.say(TO_ANN)
+    await busy.hear(b"354 end with <CRLF>.<CRLF>\r\n")
+    door.reception.leave({"10.77.0.11"})
+    leaving = asyncio.ensure_future(door.reception.left({"10.77.0.11"}))
+
+    assert (await idle.rest()).startswith(b"421 4.3.2 ")
+    with pytest.raises(ConnectionRefusedError):
+        door.client()
+    assert not leaving.done()
+    await busy.say(HELLO + b".\r\n")
+    heard = await busy.rest()
+    assert heard.startswith(b"250 2.0.0 queued as ")
+    assert b"\r\n421 4.3.2 " in heard
+    await leaving
+    assert [HELLO] == door.kept.bodies
+
+
+async def test_leaving_another_address(door):
+    """It is nothing to those who came to this one."""
+    client = door.client()
+    await client.hear(GREETING)
+    door.reception.leave({"10.77.0.12"})
+    await door.reception.left({"10.77.0.12"})
+
+    assert (await client.ask("NOOP")).startswith(b"250 ")
+
+
+async def test_left_too_late(door):
+    """Who does not end in time is cut off."""
+    client = door.client()
+    await client.hear(GREETING)
+    await client.say(TO_ANN)
+    await client.hear(b"354 end with <CRLF>.<CRLF>\r\n")
+    door.reception.leave({"10.77.0.11"})
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await door.reception.left({"10.77.0.11"})
+
+    assert b"" == await client.rest()

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from tests.net.kernel import Kernel
 from tests.net.networks import BR0, ETH0, LO
+from vnsmail.engines import protocol as engine
 from vnsmail.errors import NetworkStepFailed, NotFound
 from vnsmail.net import cgroups, guard, names
 from vnsmail.net.facts import Actual
@@ -98,6 +99,20 @@ class FakeServices:
         self.released: list[str] = []
         self.held = asyncio.Event()
         self.held.set()
+        self.answers: dict[type, object] = {}
+        self.questions: list[object] = []
+        self.talking = asyncio.Event()
+        """Set while nobody speaks from or to an address that goes."""
+        self.talking.set()
+
+    async def asked(self, owner, question, fds=()):
+        if owner not in self.served:
+            raise NotFound("virtual host", owner, "it is not served")
+        request = question(1)
+        self.questions.append(request)
+        if isinstance(request, engine.Leave):
+            await self.talking.wait()
+        return self.answers.get(type(request), engine.Done(1))
 
     def owners(self):
         return list(self.served)

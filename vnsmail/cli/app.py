@@ -19,7 +19,7 @@ from vnsmail.cli import (
     apply,
     daemon,
     doctor,
-    host,
+    host_changes,
     lab,
     prove,
     queue,
@@ -47,7 +47,7 @@ app.command()(apply.export)
 app.command()(send.send)
 app.command()(prove.prove)
 app.command("exec", context_settings=run.WORDS)(run.run)
-app.add_typer(host.app, name="host")
+app.add_typer(host_changes.app, name="host")
 app.add_typer(user.app, name="user")
 app.add_typer(alias.app, name="alias")
 app.add_typer(queue.app, name="queue")

@@ -158,7 +158,9 @@ def status(context: typer.Context, json: AsJson = False) -> None:
     rows: list[tuple[object, ...]] = [
         (
             r.owner,
-            problems.pop(r.owner, "") or r.problem or "ok",
+            problems.pop(r.owner, "")
+            or r.problem
+            or ("suspended" if r.suspended else "ok"),
             [_without_port(address) for address in r.listening],
             r.sessions,
             r.messages,

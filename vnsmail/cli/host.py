@@ -1,5 +1,6 @@
 """``vnsmail host``: virtual hosts, the tenants of the machine."""
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -16,7 +17,7 @@ from vnsmail.settings import Layout
 from vnsmail.supervisor import control
 
 app = typer.Typer(
-    help="Create, look at and destroy virtual hosts.", no_args_is_help=True
+    help="Create, look at, change and destroy virtual hosts.", no_args_is_help=True
 )
 
 
@@ -128,12 +129,18 @@ def list_hosts(context: typer.Context, json: AsJson = False) -> None:
         as_json([_described(host) for host in hosts])
         return
     rows = [
-        (host.name, host.context, [str(a) for a in host.addresses], host.link)
+        (
+            host.name,
+            host.context,
+            [str(a) for a in host.addresses],
+            host.link,
+            "suspended" if host.suspended else "",
+        )
         for host in hosts
     ]
     table(
         "virtual hosts",
-        ("name", "context", "addresses", "link"),
+        ("name", "context", "addresses", "link", "state"),
         rows,
         "no virtual hosts yet; create one with `vnsmail host create`",
     )
@@ -160,7 +167,12 @@ def show(
     if json:
         as_json(value)
     else:
-        known = [pair for pair in value.items() if pair[1] not in (None, [])]
+        usual = {"helo": host.name, "source_check": "strict"}
+        known = [
+            (key, each)
+            for key, each in value.items()
+            if each not in (None, [], {}, False) and each != usual.get(key)
+        ]
         facts([(key, _shown(each)) for key, each in known])
 
 
@@ -173,8 +185,14 @@ def _described(host: VirtualHost) -> dict[str, object]:
         "link": host.link,
         "uplink": host.uplink.value if host.uplink else None,
         "gateways": [str(gateway) for gateway in host.gateways],
+        "helo": host.says,
         "mtu": host.mtu,
         "vlan": host.vlan,
+        "resolvers": [str(each) for each in host.resolvers],
+        "source_check": host.source_check.value,
+        "public_addresses": [str(each) for each in host.public_addresses],
+        "limits": {k: n for k, n in asdict(host.limits).items() if n is not None},
+        "suspended": host.suspended,
     }
 
 
@@ -203,7 +221,9 @@ def _guard(guarded: control.Guarded) -> dict[str, object]:
 def _shown(value: object) -> object:
     """Return a value as people read it."""
     if not isinstance(value, dict):
-        return value
+        return "yes" if value is True else value
+    if "problem" not in value:
+        return ", ".join(f"{key} {each}" for key, each in value.items())
     if value["problem"]:
         return f"off: {value['problem']}"
     return (
@@ -216,13 +236,17 @@ def _state(report: OwnerReport | None, problem: str) -> dict[str, object]:
     if report is None:
         return {"state": problem or "not served"}
     return {
-        "state": problem or report.problem or "ok",
+        "state": problem or report.problem or _well(report),
         "listening": list(report.listening),
         "sessions": report.sessions,
         "queued": report.messages,
         "deferred": report.deferred,
         "oldest": age(report.oldest) or None,
     }
+
+
+def _well(report: OwnerReport) -> str:
+    return "suspended" if report.suspended else "ok"
 
 
 def _show_plan(answer: control.Planned, *, json: bool, dry_run: bool) -> None:

@@ -35,6 +35,7 @@ _STYLES = {
     "backoff": "red",
     "stopped": "red",
     "no mail": "yellow",
+    "suspended": "yellow",
 }
 
 _SIGNS = {"+": "green", "-": "red", "~": "yellow", "!": "bold red", " ": "dim"}

@@ -19,6 +19,7 @@ import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeAlias
@@ -83,6 +84,10 @@ _EVENTS = {
 log = logger("delivery")
 
 
+def _uncounted(_outcome: Outcome, _octets: int) -> None:
+    return None
+
+
 @dataclass(slots=True)
 class _Flight:
     """A message in flight."""
@@ -114,6 +119,7 @@ class DeliveryAgent:
         resolver: who knows where mail goes.
         local_delivery: puts a message into a mailbox here.
         settings: of the whole system.
+        count: told each outcome, with the octets of the message.
         clock: seconds since the epoch.
         chance: 0 to 1, for the jitter of retries.
     """
@@ -127,6 +133,7 @@ class DeliveryAgent:
         resolver: Questions,
         local_delivery: LocalDelivery,
         settings: Settings,
+        count: Callable[[Outcome, int], None] = _uncounted,
         clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -140,6 +147,8 @@ class DeliveryAgent:
             lambda hop, gone: connect(hop, self._facts, sockets, settings.smtp, gone),
             cooldown=min(COOLDOWN, settings.queue.first_retry / 2),
         )
+        self._pool.allow(facts.connections)
+        self._count = count
         self._attempts = Attempts(facts, self._pool, resolver)
         self._flights: dict[str, _Flight] = {}
         self._held = 0
@@ -164,12 +173,17 @@ class DeliveryAgent:
         return len(self._flights)
 
     def update(self, facts: AgentFacts) -> None:
-        """Use a changed name or domains from the next attempt on.
+        """Use changed facts from the next attempt on.
 
-        Connections outlive an attempt, so changed addresses need a new agent.
+        Connections outlive an attempt: those from an address that mail does not leave
+        from any more finish their message and end.
         """
+        sources = facts.sources or facts.addresses
+        gone = (self._facts.addresses | facts.addresses) - sources
         self._facts = facts
+        self._pool.leave(map(str, gone), map(str, sources))
         self._attempts.update(facts)
+        self._pool.allow(facts.connections)
 
     def hand_over(self, envelope: Envelope, body: Body) -> None:
         """Deliver a message that the queue has just accepted, without reading it again.
@@ -196,6 +210,10 @@ class DeliveryAgent:
             self._tasks = None
             await self._pool.close(QUIT_GRACE if self._draining else 0)
             self._ended.set()
+
+    async def left(self, addresses: AbstractSet[str]) -> None:
+        """Wait until no connection has one of these sources; cancelled, cut them."""
+        await self._pool.left(addresses)
 
     async def drain(self, grace: float) -> None:
         """Take nothing up any more, and end ``run``.
@@ -439,6 +457,7 @@ class DeliveryAgent:
 
     def _tell(self, flight: _Flight, decided: Settlement) -> None:
         for recipient, outcome in decided.outcomes.items():
+            self._count(outcome, flight.message.size)
             log.info(
                 _EVENTS[outcome.verdict],
                 owner=self._facts.owner,

@@ -17,6 +17,11 @@ class AgentFacts:
     """Its own addresses; none for the machine, whose sockets are unbound."""
     domains: AbstractSet[str]
     """Domains whose mailboxes are here, in lower case."""
+    sources: AbstractSet[IPAddress] = frozenset()
+    """Those of its addresses that mail leaves from; none: any."""
+    connections: int | None = None
+    """Connections that it may have open at a time; None is as many as there is room
+    for."""
 
     @property
     def families(self) -> frozenset[Family]:

@@ -11,11 +11,13 @@ never serves another owner. Waiting for a hop takes up no other hop's room.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from vnsmail.delivery.connection import Connection, ConnectionFailed
+from vnsmail.delivery.room import Room
 from vnsmail.delivery.route import Hop
 from vnsmail.model import IPAddress, Outcome
 
@@ -80,7 +82,10 @@ class Pool:
         self._connect = connect
         self._cooldown = cooldown
         self._loop = asyncio.get_running_loop()
-        self._room = asyncio.Semaphore(max_connections)
+        self._most = max_connections
+        self._room = Room(max_connections)
+        self._left: set[str] = set()
+        """Addresses that nothing more is begun from."""
         self._need_room = 0
         self._sites: dict[IPAddress, _Site] = {}
         self._live: dict[Connection, _Site] = {}
@@ -88,6 +93,38 @@ class Pool:
         self._sweeper: asyncio.TimerHandle | None = None
         self._ending: set[Connection] = set()
         self._closing = False
+
+    def leave(self, sources: Iterable[str], kept: Iterable[str] = ()) -> None:
+        """Begin nothing more from these addresses, but from those that are kept."""
+        self._left = (self._left | set(sources)) - set(kept)
+        for connection in list(self._idle):
+            if connection.source in self._left:
+                self._end(connection)
+
+    async def left(self, sources: AbstractSet[str]) -> None:
+        """Wait until no connection has one of these sources; cancelled, cut them."""
+        try:
+            while waiting := [each.gone for each in self._from(sources)]:
+                await asyncio.wait(waiting)
+        except asyncio.CancelledError:
+            for connection in self._from(sources):
+                connection.abort()
+            raise
+
+    def _from(self, sources: AbstractSet[str]) -> list[Connection]:
+        return [c for c in (*self._live, *self._ending) if c.source in sources]
+
+    def allow(self, connections: int | None) -> None:
+        """Have no more connections than that from now on; None: as many as fit.
+
+        Those that are open stay until they are idle.
+        """
+        most = self._most if connections is None else min(connections, self._most)
+        self._room.most = most
+        for connection in list(self._idle):
+            if self._room.taken <= most:
+                break
+            self._end(connection)
 
     async def take(self, hop: Hop, *, fresh: bool = False) -> Connection:
         """Return a connection to a hop; give it back with ``release``.
@@ -123,7 +160,8 @@ class Pool:
         site = self._live.get(connection)
         if site is None:
             return
-        if not connection.usable or connection.transactions >= MAX_TRANSACTIONS:
+        spent = connection.transactions >= MAX_TRANSACTIONS
+        if not connection.usable or spent or connection.source in self._left:
             self._end(connection)
             return
         while site.waiting:
@@ -131,7 +169,7 @@ class Pool:
             if not waiter.done():
                 waiter.set_result(connection)
                 return
-        if self._closing or self._need_room:
+        if self._closing or self._need_room or self._room.taken > self._room.most:
             self._end(connection)
             return
         site.idle.append(connection)

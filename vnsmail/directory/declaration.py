@@ -107,6 +107,15 @@ def parse(text: str) -> Declaration:
         raise Misfits((_not_toml(text, str(error)),)) from None
     except RecursionError:
         raise Misfits((Problem(1, "", "it is nested too deeply"),)) from None
+    return understood(document, lines)
+
+
+def understood(document: object, lines: Mapping[Path, int]) -> Declaration:
+    """Return what a file says, once it is no text any more.
+
+    Raises:
+        Misfits: what it says cannot be.
+    """
     try:
         tables = HostsFile.model_validate(document).host
     except ValidationError as error:

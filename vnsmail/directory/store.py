@@ -262,12 +262,20 @@ class DirectoryReader(PeopleReader, LoginsReader):
             raise Taken("virtual host", host.name, self._remedy(host.name, "it exists"))
         self.check_claims(host)
 
-    def check_claims(self, host: VirtualHost) -> None:
+    def check_claims(
+        self, host: VirtualHost, renamed_from: HostName | None = None
+    ) -> None:
         """Check that no other host has an address or a name of this one.
+
+        With ``renamed_from``, what has that name is the host itself, and its own name
+        has to be free.
 
         Raises:
             Taken: somebody has; it says who.
         """
+        own = renamed_from or host.name
+        if renamed_from and self._state(host.name):
+            raise Taken("virtual host", host.name, self._remedy(host.name, "it exists"))
         wanted = [
             ("address", "address", "address", str(a.address)) for a in host.addresses
         ]
@@ -281,7 +289,7 @@ class DirectoryReader(PeopleReader, LoginsReader):
             rows = self._rows(
                 f"SELECT {named} FROM {table} WHERE {column} = ? AND {named} != ?",  # noqa: S608  words of ours
                 value,
-                host.name,
+                own,
             )
             if rows:
                 holder = rows[0][0]

@@ -96,7 +96,7 @@ class Worker:
                 protocol.encode(protocol.Failed(answer.id, str(error)))
             )
 
-    async def _handle(
+    async def _handle(  # noqa: C901  one line a request, like a table
         self, request: protocol.Request, fds: list[int]
     ) -> protocol.Answer:
         match request:
@@ -114,6 +114,12 @@ class Worker:
                     fds[0], request.sender, request.recipients, request.uid
                 )
                 return protocol.Injected(request.id, queue_id)
+            case protocol.Leave():
+                left = self._owner(request.owner).left
+                await left(request.addresses, request.seconds)
+            case protocol.Tell():
+                tally = self._owner(request.owner).tally()
+                return protocol.Told(request.id, request.owner, tally)
             case protocol.Report():
                 reports = [await owner.report() for owner in self._owners.values()]
                 return protocol.Reported(request.id, tuple(reports))
@@ -143,7 +149,7 @@ class Worker:
         async with self._locks.setdefault(facts.owner, asyncio.Lock()):
             serving = self._owners.get(facts.owner)
             if serving is not None and serving.accepts(facts):
-                serving.update(facts)
+                await serving.update(facts)
                 return
             if serving is not None:
                 await self._close(facts.owner)

@@ -5,10 +5,11 @@ logged, told in its report, and tried again, and never reaches the worker's own 
 """
 
 import asyncio
+import contextlib
 import errno
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
@@ -16,23 +17,32 @@ from pathlib import Path
 
 import msgspec
 
-from vnsmail.broker.client import SocketClient
+from vnsmail.broker.client import SocketClient, SourceSocket
 from vnsmail.channel import MAX_MESSAGE
 from vnsmail.delivery import outcomes as say
 from vnsmail.delivery.agent import AgentFacts, DeliveryAgent
 from vnsmail.engines.authenticity import Authenticity
-from vnsmail.engines.protocol import OwnerFacts, OwnerReport, QueueEntry
+from vnsmail.engines.counters import Counters
+from vnsmail.engines.protocol import OwnerFacts, OwnerReport, QueueEntry, Tally
 from vnsmail.engines.rules import MAIL, OwnerRules
-from vnsmail.errors import NotServed, QueueUnavailable, VnsmailError
+from vnsmail.errors import (
+    LimitReached,
+    NotServed,
+    QueueUnavailable,
+    Suspended,
+    VnsmailError,
+)
 from vnsmail.inbound.accept import Aliased, Taken
+from vnsmail.inbound.admission import MAX_SESSIONS
+from vnsmail.inbound.allowance import HostAllowance
 from vnsmail.inbound.inject import InjectRequest, Prepared, prepare
 from vnsmail.inbound.listeners import Reception
-from vnsmail.inbound.session import ReceiverFacts
+from vnsmail.inbound.session import Door, ReceiverFacts
 from vnsmail.inbound.tenant import FULL
 from vnsmail.inbound.verifier import Verifier
 from vnsmail.log import logger
 from vnsmail.mailbox import maildir
-from vnsmail.model import Envelope, Outcome, Owner, ip_address
+from vnsmail.model import Envelope, Family, IPAddress, Outcome, Owner, ip_address
 from vnsmail.queue.body import Body, BodyWriter
 from vnsmail.queue.envelope import ENTROPY_BYTES, QueueCounts, new_id
 from vnsmail.queue.queue import Queue, QueuedMessage
@@ -101,8 +111,10 @@ class OwnerService:
         self._authenticity = Authenticity(
             facts, settings, self._resolver.answer, executor
         )
-        self._listening: list[str] = []
+        self._listening: dict[str, str] = {}
         self._queue: Queue | None = None
+        self._counters: Counters | None = None
+        self._allowance: HostAllowance | None = None
         self._reception: Reception | None = None
         self._agent: DeliveryAgent | None = None
         self._delivering: asyncio.Task[None] | None = None
@@ -122,21 +134,42 @@ class OwnerService:
         """
         try:
             self._queue = await Queue.open(self._folder, self._executor)
-            self._reception = Reception(
-                self._receiver_facts(),
-                keep=self._keep,
-                reverse_name=self._resolver.verified_reverse_name,
-                executor=self._executor,
-            )
-            if self._facts.listen:
-                await self._listen(self._reception)
-            self._agent = self._new_agent(self._queue)
+            await self._count(self._queue)
+            if not self._facts.suspended:
+                await self._go_online(self._queue)
         except BaseException:
             await asyncio.shield(self._close_all())
             raise
         # Not before everything is open: an owner that is not served sends nothing.
-        self._delivering = asyncio.ensure_future(self._deliver(self._agent))
-        log.info("owner.opened", owner=self._facts.owner, listening=self._listening)
+        if self._agent is not None:
+            self._delivering = asyncio.ensure_future(self._deliver(self._agent))
+        log.info(
+            "owner.opened",
+            owner=self._facts.owner,
+            listening=[*self._listening.values()],
+        )
+
+    async def _count(self, queue: Queue) -> None:
+        """Take up what was counted before, and what the queue holds."""
+        load = partial(Counters.load, self._folder, self._executor, time.time())
+        loop = asyncio.get_running_loop()
+        self._counters = await loop.run_in_executor(self._executor, load)
+        queued = (await queue.counts()).bytes
+        owner, limits = self._facts.owner, self._facts.limits
+        self._allowance = HostAllowance(owner, limits, self._counters.hour, queued)
+
+    async def _go_online(self, queue: Queue) -> None:
+        self._reception = Reception(
+            self._receiver_facts(),
+            keep=self._keep,
+            reverse_name=self._resolver.verified_reverse_name,
+            executor=self._executor,
+            may_begin=self._allowed().may_begin,
+            admitted=self._counted().came_in,
+        )
+        if self._facts.listen:
+            await self._listen(self._reception, self._facts.addresses)
+        self._agent = self._new_agent(queue)
 
     async def close(self) -> None:
         """Finish what is being said, keep the rest queued, and close all files."""
@@ -153,6 +186,8 @@ class OwnerService:
         await asyncio.gather(*ending)
         if self._delivering is not None:
             await self._delivering
+        if self._counters is not None:
+            await self._counters.close()
         if self._queue is not None:
             try:
                 await self._queue.close()
@@ -164,25 +199,63 @@ class OwnerService:
     def accepts(self, facts: OwnerFacts) -> bool:
         """Say whether ``update`` can take these facts, or a new service is needed.
 
-        Sockets and files outlive a change, so addresses and folder must be the same.
+        Its folder outlives no change, and a suspended one has nothing to be changed.
         """
         mine = self._facts
-        return (facts.owner, facts.folder, facts.addresses, facts.listen) == (
-            mine.owner,
-            mine.folder,
-            mine.addresses,
-            mine.listen,
+        return all(
+            getattr(facts, each) == getattr(mine, each)
+            for each in ("owner", "folder", "listen", "suspended")
         )
 
-    def update(self, facts: OwnerFacts) -> None:
-        """Use a changed name, changed domains or users, from now on."""
+    async def update(self, facts: OwnerFacts) -> None:
+        """Use changed facts from now on.
+
+        Addresses that it has no more are left: what is being said there is finished,
+        and nothing is begun from there any more; see ``left``.
+
+        Raises:
+            PortInUse, SourceUnavailable, BrokerGone, BrokerRefused, NotServed: it cannot
+                listen on a new address; all is as before.
+        """
+        old, new = self._facts.addresses, facts.addresses
+        gone = frozenset(old) - frozenset(new)
+        added = tuple(address for address in new if address not in old)
+        if self._reception is not None and facts.listen:
+            try:
+                await self._listen(self._reception, added)
+            except BaseException:
+                self._stop_listening(added)
+                raise
         self._facts = facts
         self._rules.update(facts)
         self._authenticity.update(facts)
+        if self._allowance is not None:
+            self._allowance.limits = facts.limits
         if self._reception is not None:
             self._reception.update(self._receiver_facts())
+        self._stop_listening(gone)
         if self._agent is not None:
             self._agent.update(_agent_facts(facts))
+
+    async def left(self, addresses: tuple[str, ...], seconds: float) -> bool:
+        """Wait until nothing is said from or to addresses that it had.
+
+        Returns whether all was finished; after so many seconds the rest is cut off.
+        """
+        gone = frozenset(addresses) - frozenset(self._facts.addresses)
+        try:
+            async with asyncio.timeout(seconds):
+                if self._reception is not None:
+                    await self._reception.left(gone)
+                if self._agent is not None:
+                    await self._agent.left(gone)
+        except TimeoutError:
+            if self._agent is not None:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0):
+                        await self._agent.left(gone)
+            return False
+        return True
 
     # What is asked of it ---------------------------------------------------------------
 
@@ -201,8 +274,12 @@ class OwnerService:
 
         Raises:
             BadInput: the message or an address is not acceptable.
+            Suspended: the owner sends nothing now.
+            LimitReached: the owner may not send more now.
             QueueUnavailable: it cannot be kept.
         """
+        if self._facts.suspended:
+            raise Suspended(self._facts.owner)
         now = time.time()
         job = partial(
             _prepare,
@@ -242,16 +319,29 @@ class OwnerService:
         except VnsmailError as error:
             problem = problem or str(error)
             counts = QueueCounts(0, 0, 0, 0, None)
+        else:
+            if self._allowance is not None:
+                self._allowance.recount(counts.bytes)
         return OwnerReport(
             owner=self._facts.owner,
-            listening=tuple(self._listening),
+            listening=tuple(self._listening.values()),
             sessions=0 if self._reception is None else self._reception.sessions,
             messages=counts.messages,
             deferred=counts.deferred,
             oldest=counts.oldest,
             problem=problem,
             failed_sign_ins=self._rules.memory.guesses.total,
+            octets=counts.bytes,
+            suspended=self._facts.suspended,
         )
+
+    def tally(self) -> Tally:
+        """Return what was counted.
+
+        Raises:
+            NotServed: it is not open.
+        """
+        return self._counted().tally
 
     async def list_queue(self, limit: int) -> tuple[QueueEntry, ...]:
         """Return queued messages, oldest first: as many as one message of ours holds.
@@ -268,6 +358,16 @@ class OwnerService:
             raise NotServed(self._facts.owner, "its queue is not open")
         return self._queue
 
+    def _counted(self) -> Counters:
+        if self._counters is None:
+            raise NotServed(self._facts.owner, "it is not open")
+        return self._counters
+
+    def _allowed(self) -> HostAllowance:
+        if self._allowance is None:
+            raise NotServed(self._facts.owner, "it is not open")
+        return self._allowance
+
     def _receiver_facts(self) -> ReceiverFacts:
         smtp = self._settings.smtp
         return ReceiverFacts(
@@ -279,12 +379,15 @@ class OwnerService:
             max_message_size=smtp.max_message_size,
             max_recipients=smtp.max_recipients,
             command_timeout=smtp.command_timeout,
+            max_sessions=min(
+                MAX_SESSIONS, self._facts.limits.connections or MAX_SESSIONS
+            ),
         )
 
-    async def _listen(self, reception: Reception) -> None:
+    async def _listen(self, reception: Reception, addresses: Iterable[str]) -> None:
         port = self._settings.smtp.port
         owner = self._facts.owner
-        for address in self._facts.addresses:
+        for address in addresses:
             try:
                 sock = await self._sockets.listener(owner, address, port)
             except OSError as error:
@@ -292,9 +395,14 @@ class OwnerService:
                     raise PortInUse(owner, address, port) from None
                 reason = f"cannot listen on {address}: {error.strerror}"
                 raise NotServed(owner, reason) from None
-            reception.listen(sock)
-            literal = f"[{address}]" if ":" in address else address
-            self._listening.append(f"{literal}:{port}")
+            reception.listen(sock, Door(address=address))
+            self._listening[address] = f"{_literal(address)}:{port}"
+
+    def _stop_listening(self, addresses: Iterable[str]) -> None:
+        if self._reception is not None:
+            self._reception.leave(frozenset(addresses))
+        for address in addresses:
+            self._listening.pop(address, None)
 
     async def _keep(self, envelope: Envelope, body: Body) -> None:
         """Make a message durable, then deliver it.
@@ -302,9 +410,35 @@ class OwnerService:
         Mail for users here takes the same way: 250 is said after one commit, whoever
         the recipients are.
         """
-        await self._opened().accept(envelope, body)
+        size = body.size
+        sending = self._sends(envelope)
+        queue, allowance = self._opened(), self._allowed()
+        try:
+            if not allowance.fits(size):
+                allowance.recount((await queue.counts()).bytes)
+            allowance.take(size, time.time(), for_sending=sending)
+        except BaseException as error:
+            body.discard()
+            if isinstance(error, LimitReached):
+                self._counted().refused()
+            raise
+        kept = False
+        try:
+            await queue.accept(envelope, body)
+            kept = True
+        finally:
+            allowance.done(size, time.time(), for_sending=sending, kept=kept)
+        self._counted().accepted(size)
         if self._agent is not None:
             self._agent.hand_over(envelope, body)
+
+    def _sends(self, envelope: Envelope) -> bool:
+        """Say whether any of it goes to somebody who is not here."""
+        here = {"", *(domain.lower() for domain in self._facts.domains)}
+        return any(
+            recipient.rpartition("@")[2].lower() not in here
+            for recipient in envelope.recipients
+        )
 
     # Delivery ----------------------------------------------------------------------------
 
@@ -312,10 +446,11 @@ class OwnerService:
         return DeliveryAgent(
             facts=_agent_facts(self._facts),
             queue=queue,
-            sockets=self._sockets,
+            sockets=_Counted(self._sockets, self._counted()),
             resolver=self._resolver,
             local_delivery=self._deliver_here,
             settings=self._settings,
+            count=self._counted().outcome,
         )
 
     async def _deliver(self, agent: DeliveryAgent) -> None:
@@ -407,13 +542,40 @@ class OwnerService:
         return say.delivered(f"goes on as {again.id} to {', '.join(meant.addresses)}")
 
 
+class _Counted:
+    """Where sockets come from, counting them."""
+
+    def __init__(self, sockets: SocketClient, counters: Counters) -> None:
+        self._sockets = sockets
+        self._counters = counters
+
+    async def connectable(self, owner: str, family: Family) -> SourceSocket:
+        found = await self._sockets.connectable(owner, family)
+        self._counters.went_out()
+        return found
+
+
+def _literal(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
 def _agent_facts(facts: OwnerFacts) -> AgentFacts:
     return AgentFacts(
         owner=Owner(facts.owner),
         name=facts.name,
         addresses=frozenset(map(ip_address, facts.addresses)),
         domains=frozenset(domain.lower() for domain in facts.domains),
+        sources=_sources(facts),
+        connections=facts.limits.connections,
     )
+
+
+def _sources(facts: OwnerFacts) -> frozenset[IPAddress]:
+    """Return the addresses mail leaves from: the first of each family."""
+    found: dict[int, IPAddress] = {}
+    for address in map(ip_address, facts.addresses):
+        found.setdefault(address.version, address)
+    return frozenset(found.values())
 
 
 def _prepare(

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from vnsmail.model import Envelope
+from vnsmail.model import NO_LIMITS, Envelope, Limits
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -74,6 +74,11 @@ class OwnerFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A word of model.Authentication: what becomes of mail from strangers."""
     dkim: tuple[DkimKey, ...] = ()
     """Keys that what its users send is signed with."""
+    suspended: bool = False
+    """Nothing is sent or received; the queue is kept."""
+    limits: Limits = NO_LIMITS
+    resolvers: tuple[str, ...] = ()
+    """Name servers of its own, asked from its own address; none: those of vnsmail."""
 
 
 class Configure(_Message, frozen=True):
@@ -96,6 +101,21 @@ class Assign(_Message, frozen=True):
 
 class Release(_Message, frozen=True):
     """Stop serving this owner and close its files."""
+
+    owner: str
+
+
+class Leave(_Message, frozen=True):
+    """Answer when nothing is said any more from or to addresses that it had."""
+
+    owner: str
+    addresses: tuple[str, ...]
+    seconds: float
+    """After those, cut off what is still said."""
+
+
+class Tell(_Message, frozen=True):
+    """Tell what has been counted for an owner."""
 
     owner: str
 
@@ -128,7 +148,16 @@ class Stop(_Message, frozen=True):
 
 
 Request: TypeAlias = (
-    Configure | UseBroker | Assign | Release | Inject | Report | ListQueue | Stop
+    Configure
+    | UseBroker
+    | Assign
+    | Release
+    | Leave
+    | Tell
+    | Inject
+    | Report
+    | ListQueue
+    | Stop
 )
 
 
@@ -167,6 +196,39 @@ class OwnerReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Why mail does not flow, empty if it does."""
     failed_sign_ins: int = 0
     """Since its worker took it."""
+    octets: int = 0
+    """Of all messages in the queue together."""
+    suspended: bool = False
+
+
+class Tally(msgspec.Struct, forbid_unknown_fields=True):
+    """Numbers of one owner since a moment; they only grow."""
+
+    since: float
+    """Seconds since the epoch: when counting began."""
+    accepted: int = 0
+    """Messages taken into the queue."""
+    accepted_octets: int = 0
+    refused: int = 0
+    """Messages refused because a limit of the host was reached."""
+    sent: int = 0
+    """Recipients that a remote took."""
+    sent_octets: int = 0
+    delivered: int = 0
+    """Recipients whose mailbox is here, and got it."""
+    deferred: int = 0
+    """Attempts for a recipient that came to nothing yet."""
+    failed: int = 0
+    """Recipients that will not get it; the sender is told."""
+    connections_in: int = 0
+    connections_out: int = 0
+
+
+class Told(_Message, frozen=True):
+    """Answer to Tell."""
+
+    owner: str
+    tally: Tally
 
 
 class Reported(_Message, frozen=True):
@@ -190,7 +252,7 @@ class QueueListed(_Message, frozen=True):
     entries: tuple[QueueEntry, ...]
 
 
-Answer: TypeAlias = Done | Failed | Injected | Reported | QueueListed
+Answer: TypeAlias = Done | Failed | Injected | Told | Reported | QueueListed
 
 encode = msgspec.msgpack.Encoder().encode
 decode_request = msgspec.msgpack.Decoder(Request).decode

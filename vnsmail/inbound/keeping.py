@@ -10,7 +10,8 @@ import asyncio
 import os
 from dataclasses import dataclass, field
 
-from vnsmail.errors import QueueUnavailable, VnsmailError
+from vnsmail.errors import LimitReached, QueueUnavailable, VnsmailError
+from vnsmail.inbound import allowance
 from vnsmail.inbound.accept import Aliased, Taken
 from vnsmail.inbound.policy import Client, Recipient, Relayed
 from vnsmail.inbound.shared import ReceiverFacts, Shared
@@ -95,6 +96,8 @@ async def keep(arrived: Arrived, shared: Shared, named: asyncio.Event) -> str | 
         return await _kept(arrived, shared, named)
     except QueueUnavailable as error:
         return _not_kept(shared, error, NO_ROOM)
+    except LimitReached as error:
+        return _not_kept(shared, error, allowance.reply(error))
     except VnsmailError as error:
         return _not_kept(shared, error, TROUBLE)
     except Exception:  # one message's fault must not end the others

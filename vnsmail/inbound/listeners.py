@@ -10,10 +10,18 @@ import ipaddress
 import socket
 import time
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Executor
 
 from vnsmail.inbound.session import MX, Receiver
-from vnsmail.inbound.shared import Door, Keep, ReceiverFacts, ReverseName, Shared
+from vnsmail.inbound.shared import (
+    Door,
+    Keep,
+    MayBegin,
+    ReceiverFacts,
+    ReverseName,
+    Shared,
+)
 from vnsmail.log import logger
 from vnsmail.model import IPAddress
 
@@ -36,6 +44,8 @@ class Reception:
         reverse_name: finds the name of a client.
         executor: writes large bodies.
         clock: seconds since the epoch.
+        may_begin: turns messages away before their bodies come.
+        admitted: called for each client that is let in.
     """
 
     def __init__(
@@ -46,8 +56,14 @@ class Reception:
         reverse_name: ReverseName,
         executor: Executor,
         clock: Callable[[], float] = time.time,
+        may_begin: MayBegin | None = None,
+        admitted: Callable[[], None] | None = None,
     ) -> None:
         self._shared = Shared(facts, keep, reverse_name, executor, clock)
+        if may_begin is not None:
+            self._shared.may_begin = may_begin
+        if admitted is not None:
+            self._shared.admitted = admitted
         self._loop = asyncio.get_running_loop()
         self._listening: dict[socket.socket, Door] = {}
         self._closing = False
@@ -66,6 +82,29 @@ class Reception:
         sock.setblocking(False)
         self._listening[sock] = door
         self._loop.add_reader(sock, self._accept, sock)
+
+    def leave(self, addresses: AbstractSet[str]) -> None:
+        """Stop listening on addresses; sessions there finish their message and end."""
+        for sock, door in list(self._listening.items()):
+            if door.address in addresses:
+                del self._listening[sock]
+                self._loop.remove_reader(sock)
+                sock.close()
+        for receiver in self._at(addresses):
+            receiver.wind_up()
+
+    async def left(self, addresses: AbstractSet[str]) -> None:
+        """Wait until no session is at one of these addresses; cancelled, cut them."""
+        try:
+            while waiting := [receiver.gone for receiver in self._at(addresses)]:
+                await asyncio.wait(waiting)
+        except asyncio.CancelledError:
+            for receiver in self._at(addresses):
+                receiver.abort()
+            raise
+
+    def _at(self, addresses: AbstractSet[str]) -> list[Receiver]:
+        return [r for r in self._shared.receivers if r.door.address in addresses]
 
     async def close(self, grace: float) -> None:
         """Stop listening, and end all sessions.
@@ -120,6 +159,8 @@ class Reception:
             return
         if self._closing:
             receiver.shutdown()
+        elif door not in self._listening.values():
+            receiver.wind_up()
 
     def _pause(self, sock: socket.socket, error: OSError) -> None:
         """Leave a socket alone for a while: it would be ready and fail, again and again.

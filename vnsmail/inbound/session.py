@@ -99,6 +99,8 @@ class Receiver(asyncio.Protocol):
         self._may_write = True
         self._may_read = True
         self._closing = False
+        self._winding_up = False
+        self.door = door
         self._transaction = Transaction()
         self._sign_in: SignIn | None = None
         self._named: asyncio.Event | None = None
@@ -110,6 +112,13 @@ class Receiver(asyncio.Protocol):
             return
         self._session.shutdown()
         self._pump()
+
+    def wind_up(self) -> None:
+        """End the session as soon as no message is on its way in."""
+        self._winding_up = True
+        transaction = self._transaction
+        if not (self._ours or transaction.spool or transaction.recipients):
+            self.shutdown()
 
     def abort(self) -> None:
         """Cut the connection now."""
@@ -352,6 +361,8 @@ class Receiver(asyncio.Protocol):
         """Throw away the transaction; a message that is being kept is none any more."""
         self._transaction.discard()
         self._transaction = Transaction()
+        if self._winding_up:
+            self._session.shutdown()
 
     @property
     def _rules(self) -> Policy:
@@ -372,6 +383,7 @@ class Receiver(asyncio.Protocol):
             self._session.reject(refusal)
             return
         self._admitted = True
+        self._shared.admitted()
         self._session.accept()
 
     def _answer_sender(self, event: MailRequested) -> None:
@@ -379,7 +391,9 @@ class Receiver(asyncio.Protocol):
         self._transaction = Transaction(event.sender, event.ret, event.envid)
         if self._named is None:
             self._named = self._look_up()
-        self._answer(self._rules.may_send(self._client, event.sender, event.size))
+        full = self._shared.may_begin(event.size or 0)
+        rules = self._rules
+        self._answer(full or rules.may_send(self._client, event.sender, event.size))
 
     def _answer_recipient(self, event: RecipientRequested) -> None:
         sender = self._transaction.sender
@@ -406,6 +420,8 @@ class Receiver(asyncio.Protocol):
         self._ours = False
         if not gone:
             self._session.reject(later.reply)
+            if self._winding_up:
+                self._session.shutdown()
             self._pump()
 
     def _look_up(self) -> asyncio.Event:
@@ -457,6 +473,8 @@ class Receiver(asyncio.Protocol):
         if self._lost or self._session.closing:
             return
         self._signed_in(step)
+        if self._winding_up:
+            self._session.shutdown()
         self._pump()
 
     def _signed_in(self, step: Challenge | SignedIn | Reply) -> None:
@@ -488,4 +506,6 @@ class Receiver(asyncio.Protocol):
         else:
             self._deadline.extend()
             self._session.accept(f"queued as {kept}")
+        if self._winding_up:
+            self._session.shutdown()
         self._pump()

@@ -22,6 +22,7 @@ from vnsmail.inbound.policy import HousePolicy, Policy
 from vnsmail.log import logger
 from vnsmail.model import Envelope, IPAddress, IPNetwork, Owner, Role
 from vnsmail.queue.body import Body
+from vnsmail.smtp.replies import Reply
 from vnsmail.smtp.server_session import ServerConfig
 
 if TYPE_CHECKING:
@@ -43,7 +44,19 @@ Keep: TypeAlias = Callable[[Envelope, Body], Awaitable[None]]
 ReverseName: TypeAlias = Callable[[IPAddress], Awaitable[str | None]]
 """Returns the verified name of an address (Resolver.verified_reverse_name)."""
 
+MayBegin: TypeAlias = Callable[[int], Reply | None]
+"""Given the octets a client announced, 0 if it did not: the reply that turns the
+message away, or None."""
+
 log = logger("inbound")
+
+
+def _always(_: int) -> None:
+    return None
+
+
+def _uncounted() -> None:
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +66,8 @@ class Door:
     role: Role = Role.MX
     implicit_tls: bool = False
     """The handshake comes first (RFC 8314 section 3.3)."""
+    address: str = ""
+    """Where it listens; empty for a Unix socket."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +146,9 @@ class Shared:
     """Writes large bodies."""
     clock: Callable[[], float] = time.time
     """Seconds since the epoch."""
+    may_begin: MayBegin = _always
+    admitted: Callable[[], None] = _uncounted
+    """Called for each client that is let in."""
     admission: Admission[IPAddress | None] = field(default_factory=Admission)
     receivers: set["Receiver"] = field(default_factory=set)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)

@@ -10,7 +10,14 @@ the file again. One host's failure is told, and stops no other.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from typing import TypeVar
 
 from vnsmail.directory import Directory
@@ -43,6 +50,7 @@ class Applying:
     Args:
         serve: serves a host, or notes in ``services.problems`` why it is not served.
         release: takes a host from its worker.
+        drain: removes addresses that linger, once nothing is said there.
     """
 
     def __init__(
@@ -53,6 +61,7 @@ class Applying:
         network: Network,
         serve: Callable[[VirtualHost], Awaitable[None]],
         release: Callable[[HostName], Awaitable[None]],
+        drain: Callable[[HostName], Coroutine[None, None, None]],
     ) -> None:
         self._layout = layout
         self._directory = directory
@@ -60,6 +69,8 @@ class Applying:
         self._network = network
         self._serve = serve
         self._release = release
+        self._drain = drain
+        self._drains: set[asyncio.Task[None]] = set()
         self.progress = control.Progress()
 
     async def decided(
@@ -105,9 +116,10 @@ class Applying:
             [*problems, *(host.name for host in going)],
         )
         try:
-            moved = [change.name for change in decision.changes if change.reopens]
+            moved = [c.name for c in decision.changes if _reopens(c, decision)]
             leaving = [*moved, *(host.name for host in going)]
             await self._each("hosts let go", leaving, self._release)
+            lingering = self._linger(decision)
             self.progress = control.Progress("network", 0, len(planned.steps))
             problems |= await self._network.converge(hosts, going)
             await self._remove([h.name for h in going], problems)
@@ -116,6 +128,7 @@ class Applying:
             touched = {*remade, *(change.name for change in planned.changes)}
             served = [host for host in hosts if host.name in touched]
             await self._each("hosts served", served, self._serve)
+            self._drain_later(lingering)
         finally:
             self.progress = control.Progress()
         done = _with_problems(planned, self._services.problems | problems)
@@ -124,6 +137,39 @@ class Applying:
         return done, problems
 
     # Within ------------------------------------------------------------------
+
+    def _linger(self, decision: Decision) -> list[HostName]:
+        """Keep addresses that go until nothing is said there; returns whose they are."""
+        found: list[HostName] = []
+        held = {a.address for tenant in decision.hosts for a in tenant.facts.addresses}
+        for change in decision.changes:
+            self._network.lingering.pop(change.name, None)
+            if change.before is None or _reopens(change, decision):
+                continue
+            gone = (
+                ()
+                if change.after is None
+                else tuple(
+                    each
+                    for each in change.before.facts.addresses
+                    if each.address not in held
+                )
+            )
+            if gone:
+                self._network.lingering[change.name] = gone
+                found.append(change.name)
+        return found
+
+    def _drain_later(self, names: Iterable[HostName]) -> None:
+        for name in names:
+            task = asyncio.ensure_future(self._drain(name))
+            self._drains.add(task)
+            task.add_done_callback(self._drained)
+
+    def _drained(self, task: asyncio.Task[None]) -> None:
+        self._drains.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.warning("host.not_drained", reason=str(error))
 
     def _existing(self) -> dict[HostName, Tenant]:
         listed = self._directory.users
@@ -228,6 +274,26 @@ class Applying:
         async with asyncio.TaskGroup() as tasks:
             for _ in range(min(AT_ONCE, len(things))):
                 tasks.create_task(take())
+
+
+def _reopens(change: Change, decision: Decision) -> bool:
+    """Say whether a host's sockets have to be closed before others' are opened.
+
+    That is so where an address passes from one host to another.
+    """
+    if change.before is None or change.after is None:
+        return False
+    mine = change.before.facts.addresses + change.after.facts.addresses
+    own = {each.address for each in mine}
+    others = {
+        address.address
+        for other in decision.changes
+        if other is not change
+        for tenant in (other.before, other.after)
+        if tenant is not None
+        for address in tenant.facts.addresses
+    }
+    return change.reopens or bool(own & others)
 
 
 def misfit(error: Misfits) -> control.Applied:

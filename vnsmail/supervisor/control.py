@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from vnsmail.engines.protocol import OwnerReport, QueueEntry
+from vnsmail.engines.protocol import OwnerReport, QueueEntry, Tally
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -40,6 +40,45 @@ class DestroyHost(_Message, frozen=True):
     name: str
     discard_queue: bool = False
     dry_run: bool = False
+
+
+class ChangeHost(_Message, frozen=True):
+    """Change facts of a host, in the words and values of the hosts file.
+
+    A key of a table within the table is written with a dot (limits.connections); a
+    value of null takes the fact away, so that it is as if it were not in the file.
+    """
+
+    name: str
+    changes: dict[str, str | int | bool | tuple[str, ...] | None]
+    dry_run: bool = False
+
+
+class ChangeAddresses(_Message, frozen=True):
+    """Give a host further addresses, or take some from it."""
+
+    name: str
+    add: tuple[str, ...] = ()
+    remove: tuple[str, ...] = ()
+    drain: float = 60.0
+    """Seconds for what is being said from and to addresses that go."""
+    dry_run: bool = False
+
+
+class RenameHost(_Message, frozen=True):
+    """Give a host another name."""
+
+    name: str
+    new_name: str
+    keep_domain: bool = True
+    """Mail for the old name is taken still."""
+    dry_run: bool = False
+
+
+class GetTally(_Message, frozen=True):
+    """What has been counted for a host?"""
+
+    name: str
 
 
 class ApplyHosts(_Message, frozen=True):
@@ -162,6 +201,10 @@ Request: TypeAlias = (
     GetStatus
     | CreateHost
     | DestroyHost
+    | ChangeHost
+    | ChangeAddresses
+    | RenameHost
+    | GetTally
     | ApplyHosts
     | GetProgress
     | PeopleRequest
@@ -216,6 +259,20 @@ class Planned(_Message, frozen=True):
 
     steps: tuple[str, ...]
     changed: bool
+
+
+class Changed(_Message, frozen=True):
+    """Answer to what changes a host: in words, and the steps of the network."""
+
+    details: tuple[str, ...]
+    steps: tuple[str, ...]
+    changed: bool
+
+
+class Told(_Message, frozen=True):
+    """Answer to GetTally."""
+
+    tally: Tally
 
 
 class HostChange(msgspec.Struct, frozen=True):
@@ -296,6 +353,8 @@ class Error(_Message, frozen=True):
 Answer: TypeAlias = (
     Status
     | Planned
+    | Changed
+    | Told
     | Applied
     | Progress
     | Queued

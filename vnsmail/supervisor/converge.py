@@ -28,11 +28,11 @@ Action: TypeAlias = Literal["create", "change", "destroy"]
 WITHOUT_SOCKETS = frozenset(
     {
         *("domains", "gateways", "mtu", "limits", "suspended"),
-        *("resolvers", "source_check", "public_addresses", "helo"),
+        *("resolvers", "source_check", "public_addresses", "helo", "addresses"),
         "authentication",
     }
 )
-"""Facts that can change while sockets stay open."""
+"""Facts that can change while sockets stay open; addresses that go are drained."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,32 @@ def remove_owner(layout: Layout, owner: Owner) -> None:
         ) from None
 
 
+def move_owner(layout: Layout, old: Owner, new: Owner) -> None:
+    """Give an owner's folder another name; one that was moved already stays.
+
+    Raises:
+        StateUnusable: it cannot be moved, or another folder is in its place.
+    """
+    before, after = layout.owner_folder(old), layout.owner_folder(new)
+    if not os.path.lexists(before):
+        return
+    if os.path.lexists(after):
+        raise StateUnusable(
+            str(after),
+            f"it is in the place of {before}",
+            "move it away, then start vnsmail again",
+        )
+    try:
+        os.rename(before, after)
+        folder = os.open(layout.hosts, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise StateUnusable(str(before), _why(error), "mend it") from None
+
+
 def lock(layout: Layout) -> IO[str]:
     """Become the one supervisor of this root; returns the file that holds the lock.
 

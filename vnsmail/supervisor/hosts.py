@@ -36,7 +36,13 @@ from vnsmail.net.plan import Actual, choose_gateways, choose_link
 from vnsmail.settings import Layout
 from vnsmail.supervisor import control
 from vnsmail.supervisor.applying import Applying, misfit
-from vnsmail.supervisor.folders import Account, prepare_owner, remove_owner
+from vnsmail.supervisor.drain import Drain
+from vnsmail.supervisor.folders import (
+    Account,
+    move_owner,
+    prepare_owner,
+    remove_owner,
+)
 from vnsmail.supervisor.mending import Ward
 from vnsmail.supervisor.network import Network
 from vnsmail.supervisor.peer import NoAnswer
@@ -68,11 +74,18 @@ class Hosts:
         self._services = services
         self._network = network
         self._account = account
-        self._changing = asyncio.Lock()
+        self.changing = asyncio.Lock()
+        """Whoever changes hosts holds it meanwhile."""
         self.broken: dict[HostName, str] = {}
         """Hosts whose network could not be made or removed, and why."""
         self._applying = Applying(
-            layout, directory, services, network, self._serve, self._release
+            layout,
+            directory,
+            services,
+            network,
+            self._serve,
+            self._release,
+            lambda name: Drain(directory, services, network, self.changing).run(name),
         )
 
     async def recover(self) -> None:
@@ -80,7 +93,7 @@ class Hosts:
 
         What cannot be done now is noted in ``broken``, and keeps nobody from starting.
         """
-        async with self._changing:
+        async with self.changing:
             await self._bring_about()
             self._network.remade(())
 
@@ -89,7 +102,7 @@ class Hosts:
         while True:
             await asyncio.sleep(MEND_AFTER)
             if self.broken:
-                async with self._changing:
+                async with self.changing:
                     await self._try_again()
 
     def ward(self) -> Ward:
@@ -97,7 +110,7 @@ class Hosts:
         return Ward(
             self._directory,
             self._network,
-            self._changing,
+            self.changing,
             lambda: self.broken,
             self._try_again,
             self._reopen,
@@ -118,7 +131,7 @@ class Hosts:
             NetworkStepFailed: the kernel refused; all is as before.
             VnsmailError: it cannot be served (port in use); all is as before.
         """
-        async with self._changing:
+        async with self.changing:
             actual = await self._network.observe(host_name(request.name))
             host = self._resolved(request, actual)
             existing = {h.name: h for h in self._directory.hosts()}
@@ -162,7 +175,7 @@ class Hosts:
             NotFound: there is none of that name.
             BadInput: mail is still queued, and it was not said to discard it.
         """
-        async with self._changing:
+        async with self.changing:
             host = self._directory.host(host_name(request.name))
             existing = self._directory.hosts()
             actual = await self._network.observe(host.name)
@@ -187,7 +200,7 @@ class Hosts:
             BadInput: mail is queued for a host that is to go; nothing is changed.
             NetworkStepFailed: the network cannot be seen; nothing is changed.
         """
-        async with self._changing:
+        async with self.changing:
             try:
                 actual = await self._network.observe()
                 decision, planned = await self._applying.decided(request, actual)
@@ -209,10 +222,10 @@ class Hosts:
         They are in the directory already: a worker that cannot be told now is told
         when it can.
         """
-        async with self._changing:
+        async with self.changing:
             for host in self._directory.hosts():
                 if host.name == name:
-                    await self._services.serve_or_note(self._service(host))
+                    await self._services.serve_or_note(self.service(host))
 
     async def guard(self, request: control.GetGuard) -> control.Guarded:
         """Return how a host's source addresses are guarded, and what was stopped.
@@ -243,6 +256,7 @@ class Hosts:
 
     async def _bring_about(self, only: frozenset[HostName] | None = None) -> None:
         broken: dict[HostName, str] = {}
+        await self._finish_renames()
         for name in self._directory.unfinished():
             log.info("host.unfinished", host=name)
             try:
@@ -253,18 +267,33 @@ class Hosts:
         hosts = self._directory.hosts()
         self.broken = broken | await self._network.converge(hosts, only=only)
 
+    async def _finish_renames(self) -> None:
+        """Give the folders of hosts that were being renamed their new names."""
+        for old, new in self._directory.renamed():
+            log.info("host.renaming", host=new, before=old)
+            try:
+                await asyncio.to_thread(
+                    move_owner, self._layout, Owner(old), Owner(new)
+                )
+                self._directory.finish_rename(new)
+            except StateUnusable as error:
+                self._services.problems[new] = str(error)
+                log.warning("host.not_renamed", host=new, reason=str(error))
+
     async def _serve_in(self, room: asyncio.Semaphore, host: VirtualHost) -> None:
         async with room:
             await self._serve(host)
 
     async def _serve(self, host: VirtualHost) -> None:
+        if host.name in {new for _, new in self._directory.renamed()}:
+            return  # its folder still has another name; a new one would be empty
         try:
             prepare_owner(self._layout, Owner(host.name), self._account)
         except StateUnusable as error:
             self._services.problems[host.name] = str(error)
             log.warning("host.unserved", host=host.name, reason=str(error))
         else:
-            await self._services.serve_or_note(self._service(host))
+            await self._services.serve_or_note(self.service(host))
 
     async def _serve_new(self, host: VirtualHost) -> None:
         """Serve a new host; it stays if its worker fell silent, for it may have mail.
@@ -273,9 +302,9 @@ class Hosts:
             VnsmailError: the worker will not have it, and has opened nothing.
         """
         try:
-            await self._services.serve(self._service(host))
+            await self._services.serve(self.service(host))
         except (ChannelClosed, NoAnswer):
-            await self._services.serve_or_note(self._service(host))
+            await self._services.serve_or_note(self.service(host))
 
     async def _undo(self, name: HostName) -> None:
         """Take back a creation that failed; the first failure is the one to report."""
@@ -374,7 +403,8 @@ class Hosts:
             return same.link, same.uplink
         return choose_link(addresses, actual, context, request.link, uplink)
 
-    def _service(self, host: VirtualHost) -> Service:
+    def service(self, host: VirtualHost) -> Service:
+        """Return how a host is served."""
         users = self._directory.users(host.name)
         facts = OwnerFacts(
             owner=host.name,
@@ -390,6 +420,9 @@ class Hosts:
             ),
             secret=self._directory.secret(host.name),
             authentication=host.authentication.value,
+            suspended=host.suspended,
+            limits=host.limits,
+            resolvers=tuple(map(str, host.resolvers)),
         )
         instance = self._layout.instance
         if host.context is Context.NAMESPACE:

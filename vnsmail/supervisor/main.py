@@ -32,6 +32,7 @@ from vnsmail.supervisor.folders import (
     worker_account,
 )
 from vnsmail.supervisor.hosts import Hosts, machine_service
+from vnsmail.supervisor.lifecycle import Lifecycle
 from vnsmail.supervisor.mending import Mending
 from vnsmail.supervisor.network import Network
 from vnsmail.supervisor.people import People
@@ -135,6 +136,9 @@ class _Supervisor:
         self._hosts = Hosts(layout, directory, self._services, network, account)
         self._people = People(directory)
         self._mending = Mending(self._hosts.ward(), layout.instance, settings.network)
+        self._lifecycle = Lifecycle(
+            self._hosts, layout, directory, self._services, network
+        )
         self._ending = asyncio.Event()
 
     def _worker_options(self, worker: str) -> Sequence[str]:
@@ -200,7 +204,7 @@ class _Supervisor:
 
     # Requests ----------------------------------------------------------------
 
-    async def _handle(  # noqa: PLR0911  one line a request, like a table
+    async def _handle(  # noqa: C901, PLR0911  one line a request, like a table
         self, request: control.Request, fds: list[int], uid: int
     ) -> control.Answer:
         match request:
@@ -210,6 +214,13 @@ class _Supervisor:
                 return await self._hosts.create(request)
             case control.DestroyHost():
                 return await self._hosts.destroy(request)
+            case (
+                control.ChangeHost()
+                | control.ChangeAddresses()
+                | control.RenameHost()
+                | control.GetTally()
+            ):
+                return await self._lifecycle.handle(request)
             case control.ApplyHosts():
                 return await self._hosts.apply(request)
             case control.GetProgress():

@@ -8,12 +8,12 @@ waited for, also by one who is cancelled: two at once would see each other half 
 import asyncio
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TypeVar
 
 from vnsmail.errors import GuardUnavailable, NetworkStepFailed, Taken
 from vnsmail.log import logger
-from vnsmail.model import Context, HostName, VirtualHost
+from vnsmail.model import Context, HostName, SourceAddress, VirtualHost
 from vnsmail.net import cgroups, guard, names
 from vnsmail.net.apply import apply
 from vnsmail.net.guard_rules import SMTP_PORTS
@@ -38,6 +38,9 @@ class Network:
         """Hosts without a guard, and why: told when asked, and no reason to stop."""
         self.made: set[HostName] = set()
         """Hosts whose namespace was made: sockets in an earlier one reach nothing."""
+        self.lingering: dict[HostName, tuple[SourceAddress, ...]] = {}
+        """Addresses that hosts have no more, and that stay until nothing is said from
+        or to them. In no file: a supervisor that starts anew removes them at once."""
 
     async def observe(self, only: HostName | None = None) -> Actual:
         """Return the network as it is.
@@ -67,7 +70,27 @@ class Network:
 
         With ``only``, what has to be done for that host, which may be one that goes.
         """
-        return plan(Desired(tuple(hosts)), actual, self._instance, only)
+        lasting = tuple(self._with_lingering(hosts))
+        return plan(Desired(lasting), actual, self._instance, only)
+
+    def _with_lingering(self, hosts: Iterable[VirtualHost]) -> list[VirtualHost]:
+        """Return hosts with the addresses that still linger, but for what others have."""
+        listed = list(hosts)
+        if not self.lingering:
+            return listed
+        held = {each.address for host in listed for each in host.addresses}
+        return [
+            replace(
+                host,
+                addresses=(
+                    *host.addresses,
+                    *(a for a in self.lingering[host.name] if a.address not in held),
+                ),
+            )
+            if host.name in self.lingering
+            else host
+            for host in listed
+        ]
 
     async def apply(self, steps: Sequence[Step]) -> None:
         """Do it.
@@ -163,8 +186,9 @@ class Network:
         Returns those whose rules were not as wanted. With ``anew`` all are written
         again, for somebody may have taken some out.
         """
+        lasting = self._with_lingering(hosts)
         return await self._guard(
-            hosts, lambda: guard.apply(hosts, self._instance, self._ports, anew=anew)
+            hosts, lambda: guard.apply(lasting, self._instance, self._ports, anew=anew)
         )
 
     async def guard_host(
@@ -179,6 +203,7 @@ class Network:
         With ``anew`` its rules are written again, as for ``guard``.
         """
         if host.context is Context.NAMESPACE:
+            (host,) = self._with_lingering([host])
             instance, ports = self._instance, self._ports
             await self._guard(
                 [host], lambda: guard.apply_host(host, instance, ports, anew=anew)

@@ -323,7 +323,7 @@ class Services:
             NotFound: nobody serves the owner.
             WorkerRefused: the message or an address is not acceptable.
         """
-        answer = await self._asked(
+        answer = await self.asked(
             owner, lambda n: engine.Inject(n, owner, sender, recipients, uid), (fd,)
         )
         if not isinstance(answer, engine.Injected):
@@ -332,17 +332,24 @@ class Services:
 
     async def list_queue(self, owner: str, limit: int) -> tuple[engine.QueueEntry, ...]:
         """Return the oldest queued messages of an owner."""
-        answer = await self._asked(owner, lambda n: engine.ListQueue(n, owner, limit))
+        answer = await self.asked(owner, lambda n: engine.ListQueue(n, owner, limit))
         if not isinstance(answer, engine.QueueListed):
             raise WorkerRefused(_failure(answer), 1)
         return answer.entries
 
-    async def _asked(
+    async def asked(
         self,
         owner: str,
         question: Callable[[int], engine.Request],
         fds: Sequence[int] = (),
     ) -> engine.Answer:
+        """Ask the worker of an owner; returns its answer, which is no failure.
+
+        Raises:
+            NotFound: nobody serves the owner.
+            WorkerRefused: the worker would not, or is being started.
+            ChannelClosed: it ended meanwhile.
+        """
         worker = self._holder(owner)
         if worker is None:
             raise NotFound(

@@ -1,0 +1,322 @@
+"""``vnsmail host set|limits|suspend|resume|address|rename|stats``: hosts that exist."""
+
+from typing import Annotated, TypeAlias
+
+import msgspec
+import typer
+
+from vnsmail.cli import client
+from vnsmail.cli.host import app
+from vnsmail.cli.options import AsJson, DryRun, layout_of
+from vnsmail.cli.render import age, as_json, facts, line, remark
+from vnsmail.errors import BadInput
+from vnsmail.settings import Layout
+from vnsmail.supervisor import control
+
+NONE = "none"
+"""The word that takes a fact away."""
+
+DRAIN = 60.0
+"""Seconds for what is being said at an address that goes."""
+
+LONGER = 120.0
+"""Seconds beyond a drain that a change itself may take."""
+
+Name: TypeAlias = Annotated[str, typer.Argument(help="Name of the virtual host.")]
+Value: TypeAlias = str | int | bool | tuple[str, ...] | None
+
+address = typer.Typer(
+    help="Add addresses to a virtual host, and take some from it.",
+    no_args_is_help=True,
+)
+app.add_typer(address, name="address")
+
+__all__ = ["app"]
+
+
+@app.command("set")
+def set_facts(
+    context: typer.Context,
+    name: Name,
+    domain: Annotated[
+        list[str] | None,
+        typer.Option(help="A further mail domain; all there are to be, or none."),
+    ] = None,
+    helo: Annotated[
+        str | None,
+        typer.Option(help="What it calls itself in EHLO; none is its name."),
+    ] = None,
+    link: Annotated[str | None, typer.Option(help="Link of the machine.")] = None,
+    uplink: Annotated[
+        str | None, typer.Option(help="How its namespace reaches the network.")
+    ] = None,
+    gateway: Annotated[
+        list[str] | None,
+        typer.Option(help="Router for what leaves from its addresses, or none."),
+    ] = None,
+    mtu: Annotated[
+        str | None, typer.Option(help="Octets of the largest packet, or none.")
+    ] = None,
+    vlan: Annotated[
+        str | None, typer.Option(help="Tag of its packets on the uplink, or none.")
+    ] = None,
+    resolver: Annotated[
+        list[str] | None,
+        typer.Option(help="A name server that it asks from its own address, or none."),
+    ] = None,
+    source_check: Annotated[
+        str | None,
+        typer.Option(help="What is proven of its source: strict, nat or off."),
+    ] = None,
+    public_address: Annotated[
+        list[str] | None,
+        typer.Option(help="What remotes see behind NAT, or none."),
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option("--context", help="namespace or alias.")
+    ] = None,
+    dry_run: DryRun = False,
+    json: AsJson = False,
+) -> None:
+    """Change facts of a virtual host.
+
+    What is not given stays. An option that can be given several times replaces all
+    there were. The word none takes a fact away. Mail that is queued, users and
+    mailboxes stay.
+    """
+    given: dict[str, str | list[str] | None] = {
+        "context": where,
+        "domains": domain,
+        "helo": helo,
+        "link": link,
+        "uplink": uplink,
+        "gateways": gateway,
+        "mtu": mtu,
+        "vlan": vlan,
+        "resolvers": resolver,
+        "source_check": source_check,
+        "public_addresses": public_address,
+    }
+    changes = {key: _value(key, v) for key, v in given.items() if v is not None}
+    if not changes:
+        raise BadInput("options", "", "say what to change; see --help")
+    _change(layout_of(context), name, changes, dry_run=dry_run, json=json)
+
+
+@app.command()
+def limits(
+    context: typer.Context,
+    name: Name,
+    messages_per_hour: Annotated[
+        str | None,
+        typer.Option(help="Messages taken for sending in any hour, or none."),
+    ] = None,
+    connections: Annotated[
+        str | None,
+        typer.Option(
+            help="Connections open at a time, those that come in and those that go "
+            "out each, or none."
+        ),
+    ] = None,
+    queue_bytes: Annotated[
+        str | None,
+        typer.Option(help="Octets of all messages in its queue together, or none."),
+    ] = None,
+    dry_run: DryRun = False,
+    json: AsJson = False,
+) -> None:
+    """Limit what a virtual host may use of the machine.
+
+    What is not given stays; none lifts a limit. A message beyond a limit is refused
+    for now (451, 452), a connection beyond it is turned away (421); what is to go out
+    waits for a connection.
+    """
+    given = {
+        "limits.messages_per_hour": messages_per_hour,
+        "limits.connections": connections,
+        "limits.queue_bytes": queue_bytes,
+    }
+    changes: dict[str, Value] = {
+        key: _number(key, v) for key, v in given.items() if v is not None
+    }
+    if not changes:
+        raise BadInput("options", "", "say which limit; see --help")
+    _change(layout_of(context), name, changes, dry_run=dry_run, json=json)
+
+
+@app.command()
+def suspend(
+    context: typer.Context, name: Name, dry_run: DryRun = False, json: AsJson = False
+) -> None:
+    """Stop sending and receiving of a virtual host.
+
+    Its queue, users, mailboxes and network stay. Clients find its ports closed, and
+    `vnsmail send` is refused. This outlives restarts, until `vnsmail host resume`.
+    """
+    layout = layout_of(context)
+    _change(layout, name, {"suspended": True}, dry_run=dry_run, json=json)
+
+
+@app.command()
+def resume(
+    context: typer.Context, name: Name, dry_run: DryRun = False, json: AsJson = False
+) -> None:
+    """Send and receive again; mail that waits is tried at once."""
+    layout = layout_of(context)
+    _change(layout, name, {"suspended": False}, dry_run=dry_run, json=json)
+
+
+@address.command("add")
+def add_address(
+    context: typer.Context,
+    name: Name,
+    addresses: Annotated[
+        list[str], typer.Argument(help="Addresses with prefix length.")
+    ],
+    dry_run: DryRun = False,
+    json: AsJson = False,
+) -> None:
+    """Give a virtual host further addresses.
+
+    It receives on them at once. Its mail still leaves from the first of each family.
+    """
+    request = control.ChangeAddresses(name, add=tuple(addresses), dry_run=dry_run)
+    _show(client.ask(layout_of(context), request, control.Changed), name, request, json)
+
+
+@address.command("remove")
+def remove_address(
+    context: typer.Context,
+    name: Name,
+    addresses: Annotated[list[str], typer.Argument(help="Addresses that it has.")],
+    drain: Annotated[
+        float,
+        typer.Option(help="Seconds for what is being said there; then it is cut off."),
+    ] = DRAIN,
+    dry_run: DryRun = False,
+    json: AsJson = False,
+) -> None:
+    """Take addresses from a virtual host, without cutting off what is being said.
+
+    Nothing new begins there; the address goes when the last connection has ended.
+    """
+    request = control.ChangeAddresses(
+        name, remove=tuple(addresses), drain=drain, dry_run=dry_run
+    )
+    patience = max(drain, 0) + LONGER
+    layout = layout_of(context)
+    answer = client.ask(layout, request, control.Changed, patience=patience)
+    _show(answer, name, request, json)
+
+
+@app.command()
+def rename(
+    context: typer.Context,
+    name: Name,
+    new_name: Annotated[str, typer.Argument(help="Its name from now on.")],
+    drop_domain: Annotated[
+        bool,
+        typer.Option("--drop-domain", help="Take no mail for the old name any more."),
+    ] = False,
+    dry_run: DryRun = False,
+    json: AsJson = False,
+) -> None:
+    """Give a virtual host another name.
+
+    Queue, mailboxes, users and addresses go with it. Unless --drop-domain is given, the
+    old name stays one of its domains. Its connections end; mail on its way out is tried
+    again.
+    """
+    keep = not drop_domain
+    request = control.RenameHost(name, new_name, keep_domain=keep, dry_run=dry_run)
+    answer = client.ask(layout_of(context), request, control.Changed)
+    _show(answer, name, request, json)
+
+
+@app.command()
+def stats(context: typer.Context, name: Name, json: AsJson = False) -> None:
+    """Show what a virtual host has sent, received and used."""
+    layout = layout_of(context)
+    tally = client.ask(layout, control.GetTally(name), control.Told).tally
+    guarded = client.ask(layout, control.GetGuard(name), control.Guarded)
+    status = client.ask(layout, control.GetStatus(), control.Status)
+    report = next((r for r in status.owners if r.owner == name.lower()), None)
+    value = msgspec.to_builtins(tally) | {
+        "queued": report.messages if report else None,
+        "queued_octets": report.octets if report else None,
+        "mailbox_octets": mailbox_octets(layout, name),
+        "dropped_packets": guarded.dropped_packets,
+        "borrowed_packets": guarded.borrowed_packets,
+    }
+    if json:
+        as_json({"name": name, **value})
+        return
+    counted = f"{age(tally.since)} ago"
+    shown = [(key.replace("_", " "), each) for key, each in value.items()]
+    facts([("name", name), ("counted since", counted), *shown[1:]])
+
+
+def mailbox_octets(layout: Layout, name: str) -> int | None:
+    """Return what the mailboxes of a host take up, None if nobody lets us look."""
+    folder = layout.hosts / name.lower() / "mail"
+    total = 0
+    try:
+        for path in folder.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                total += path.stat().st_size
+    except OSError:
+        return None
+    return total
+
+
+# Within ---------------------------------------------------------------------------
+
+
+def _change(
+    layout: Layout, name: str, changes: dict[str, Value], *, dry_run: bool, json: bool
+) -> None:
+    request = control.ChangeHost(name, changes, dry_run=dry_run)
+    _show(client.ask(layout, request, control.Changed), name, request, json)
+
+
+def _show(
+    answer: control.Changed,
+    name: str,
+    request: control.ChangeHost | control.ChangeAddresses | control.RenameHost,
+    json: bool,
+) -> None:
+    if json:
+        as_json(
+            {
+                "changed": answer.changed,
+                "details": answer.details,
+                "steps": answer.steps,
+            }
+        )
+        return
+    for detail in answer.details:
+        line(detail)
+    if request.dry_run:
+        for step in answer.steps:
+            line(f"  {step}")
+    if not answer.details:
+        remark(f"virtual host {name} is so already")
+    elif answer.changed:
+        remark(f"virtual host {name} is changed")
+
+
+def _value(key: str, given: str | list[str]) -> Value:
+    if given in (NONE, [NONE]):
+        return () if key == "gateways" else None
+    if isinstance(given, list):
+        return tuple(given)
+    return _number(key, given) if key in {"mtu", "vlan"} else given
+
+
+def _number(key: str, text: str) -> int | None:
+    if text == NONE:
+        return None
+    if not (text.isascii() and text.isdecimal()):
+        what = f"--{key.rpartition('.')[2].replace('_', '-')}"
+        raise BadInput(what, text, "give a number, or none")
+    return int(text)
