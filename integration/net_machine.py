@@ -21,7 +21,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vnsmail.model import Context, HostName, SourceAddress, VirtualHost
+from vnsmail.model import Context, HostName, SourceAddress, Uplink, VirtualHost
 from vnsmail.net import names, namespaces
 from vnsmail.net.apply import apply
 from vnsmail.net.choose import choose_gateways, choose_link
@@ -128,12 +128,13 @@ def _nodad(address):
     return " nodad" if ":" in address else ""
 
 
-def host(name, *addresses, context="namespace", link=None):
+def host(name, *addresses, context="namespace", link=None, uplink=None):
     """Return a virtual host with link and gateways as the product chooses them."""
     parsed = tuple(SourceAddress.parse(text) for text in addresses)
     where, actual = Context(context), observe(INSTANCE)
-    chosen, uplink = choose_link(parsed, actual, where, link)
-    inside = where is Context.NAMESPACE
+    wanted = None if uplink is None else Uplink(uplink)
+    chosen, uplink = choose_link(parsed, actual, where, link, wanted)
+    inside = where is Context.NAMESPACE and uplink is not Uplink.ROUTED
     gateways = choose_gateways(parsed, actual, chosen) if inside else ()
     return VirtualHost(
         HostName(name), where, parsed, (HostName(name),), chosen, uplink, gateways

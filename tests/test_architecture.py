@@ -81,6 +81,8 @@ PURE = [
     "net/events.py",
     "net/facts.py",
     "net/fit.py",
+    "net/routed.py",
+    "net/fence_rules.py",
     "net/guard_changes.py",
     "net/guard_rules.py",
     "net/steps.py",

@@ -8,11 +8,22 @@ from dataclasses import replace
 from functools import singledispatchmethod
 
 from vnsmail.model import Uplink
-from vnsmail.net.facts import Actual, Alias, Link, Namespace
+from vnsmail.net.facts import (
+    Actual,
+    Alias,
+    HostRoute,
+    Link,
+    Namespace,
+    Proxy,
+    Settings,
+)
 from vnsmail.net.names import INSIDE_LINK
 from vnsmail.net.steps import (
     AddAddress,
     AddAlias,
+    AddNeighbour,
+    AddProxy,
+    AddRoute,
     Connect,
     JoinBridge,
     MakeNamespace,
@@ -21,9 +32,13 @@ from vnsmail.net.steps import (
     RemoveGateway,
     RemoveLink,
     RemoveNamespace,
+    RemoveNeighbour,
+    RemoveProxy,
+    RemoveRoute,
     SetGateway,
     SetMtu,
     SetPortUp,
+    SetSetting,
     SetUp,
 )
 
@@ -36,6 +51,8 @@ class Kernel:
         self.links = {link.name: link for link in actual.links}
         self.namespaces = {each.name: each for each in actual.namespaces}
         self.aliases = {(each.link, each.address): each for each in actual.aliases}
+        self.host_routes = dict.fromkeys(actual.host_routes)
+        self.proxies = {(each.link, each.address): each for each in actual.proxies}
 
     def observe(self) -> Actual:
         return replace(
@@ -43,6 +60,8 @@ class Kernel:
             links=tuple(self.links.values()),
             namespaces=tuple(self.namespaces.values()),
             aliases=tuple(self.aliases.values()),
+            host_routes=tuple(self.host_routes),
+            proxies=tuple(self.proxies.values()),
         )
 
     @singledispatchmethod
@@ -66,8 +85,9 @@ class Kernel:
         assert step.link in self.links
         assert self.namespaces[step.into].link is None
         kind, below = "macvlan", step.link
-        if step.uplink is Uplink.BRIDGE:
+        if step.uplink is not Uplink.MACVLAN:
             kind, below = "veth", step.port
+            routed = step.uplink is Uplink.ROUTED
             assert step.port not in self.links
             self.links[step.port] = Link(
                 step.port,
@@ -75,7 +95,9 @@ class Kernel:
                 up=False,
                 mtu=step.outer_mtu,
                 ours=True,
-                master=step.link,
+                master="" if routed else step.link,
+                router=routed,
+                settings=Settings(forced6=0),
             )
         link = Link(INSIDE_LINK, kind, up=False, mtu=step.mtu, below=below)
         self._change(step.into, link=link)
@@ -115,6 +137,8 @@ class Kernel:
     @perform.register
     def _(self, step: SetPortUp) -> None:
         self._change_link(step.port, up=True)
+        if self.links[step.port].router:
+            self._set(step.port, accept_ra=0, off6=int(not step.ipv6))
 
     @perform.register
     def _(self, step: AddAddress) -> None:
@@ -128,6 +152,13 @@ class Kernel:
         assert step.address in had
         left = tuple(a for a in had if a != step.address)
         self._change_inside(step.namespace, addresses=left)
+        # Routed: whom it knows as well, with the last address.
+        known = [
+            each
+            for each in self._inside(step.namespace).neighbours
+            if each.version != step.address.family
+        ]
+        self._change_inside(step.namespace, neighbours=tuple(known))
         # The real one may forget the routes of that family, so this one does.
         self._forget_routes(step.namespace, step.address.family)
 
@@ -155,6 +186,63 @@ class Kernel:
     def _(self, step: RemoveAlias) -> None:
         del self.aliases[step.link, step.address]
 
+    @perform.register
+    def _(self, step: AddNeighbour) -> None:
+        if step.namespace:
+            link = self._inside(step.namespace)
+            assert link.up
+            known = dict.fromkeys((*link.neighbours, step.address))
+            self._change_inside(step.namespace, neighbours=tuple(known))
+        else:
+            link = self.links[step.link]
+            assert link.up
+            known = dict.fromkeys((*link.neighbours, step.address))
+            self._change_link(step.link, neighbours=tuple(known))
+
+    @perform.register
+    def _(self, step: RemoveNeighbour) -> None:
+        known = self.links[step.link].neighbours
+        assert step.address in known
+        left = tuple(each for each in known if each != step.address)
+        self._change_link(step.link, neighbours=left)
+
+    @perform.register
+    def _(self, step: AddRoute) -> None:
+        assert self.links[step.link].up
+        self.host_routes[HostRoute(step.address, step.link)] = None
+
+    @perform.register
+    def _(self, step: RemoveRoute) -> None:
+        del self.host_routes[HostRoute(step.address, step.link)]
+
+    @perform.register
+    def _(self, step: AddProxy) -> None:
+        assert (step.link, step.address) not in self.proxies
+        self.proxies[step.link, step.address] = Proxy(step.link, step.address)
+
+    @perform.register
+    def _(self, step: RemoveProxy) -> None:
+        gone = self.proxies.pop((step.link, step.address))
+        assert gone.ours
+
+    @perform.register
+    def _(self, step: SetSetting) -> None:
+        names = {
+            "forwarding": f"forwarding{step.version}",
+            "force_forwarding": "forced6",
+            "disable_ipv6": "off6",
+        }
+        link = self.links[step.link]
+        name = names.get(step.name, step.name)
+        if (step.version, step.name, step.value) == (6, "forwarding", 1):
+            # As apply.py does it.
+            self._set(step.link, accept_ra=2 if link.settings.accept_ra else 0)
+        self._set(step.link, **{name: step.value})
+
+    def _set(self, name, **values):
+        link = self.links[name]
+        self.links[name] = replace(link, settings=replace(link.settings, **values))
+
     def _inside(self, namespace):
         link = self.namespaces[namespace].link
         assert link is not None
@@ -174,6 +262,8 @@ class Kernel:
     def _forget_port(self, name):
         if name in self.links and self.links[name].ours:
             del self.links[name]
+            for route in [each for each in self.host_routes if each.link == name]:
+                del self.host_routes[route]
 
     def _forget_routes(self, namespace, family):
         had = self.namespaces[namespace].gateways

@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 
 from vnsmail.model import Context, HostName, SourceAddress, Uplink, VirtualHost
 from vnsmail.net import names
-from vnsmail.net.facts import Actual, Alias, DefaultRoute, Link, Namespace
+from vnsmail.net.facts import (
+    Actual,
+    Alias,
+    DefaultRoute,
+    HostRoute,
+    Link,
+    Namespace,
+    Proxy,
+    Settings,
+)
 
 INSTANCE = "1a2b3c"
 
@@ -27,7 +36,9 @@ def own(*texts):
 
 LO = Link("lo", loopback=True, networks=(ipaddress.ip_network("127.0.0.0/8"),))
 BR0 = Link("br0", "bridge", mtu=1400, **own("10.77.0.1/24", "fd77::1/64"))
-ETH0 = Link("eth0", **own("192.0.2.2/24", "2001:db8::2/64"))
+ETH0 = Link(
+    "eth0", **own("192.0.2.2/24", "2001:db8::2/64"), settings=Settings(forced6=0)
+)
 ETH1 = Link("eth1", master="br0")
 ROUTES = (
     DefaultRoute(ip("192.0.2.1"), "eth0"),
@@ -72,13 +83,14 @@ def _host(draw, name, number):
         f"10.77.1.{number}/24",
     ]
     chosen = draw(st.lists(st.sampled_from(addresses), min_size=1, unique=True))
-    uplink = draw(st.sampled_from(["bridge", "macvlan", ""]))
+    uplink = draw(st.sampled_from(["bridge", "macvlan", "routed", ""]))
     link = draw(st.sampled_from(["br0", "br1"] if uplink == "bridge" else ["eth0"]))
     gateways = [
         draw(st.sampled_from(["10.77.0.1", "10.77.0.2"])),
         draw(st.sampled_from(["fd77::1", "fe80::1"])),
     ]
-    kept = draw(st.lists(st.sampled_from(gateways), unique=True)) if uplink else ()
+    has_routers = uplink in {"bridge", "macvlan"}
+    kept = draw(st.lists(st.sampled_from(gateways), unique=True)) if has_routers else ()
     found = host(name, *chosen, link=link, uplink=uplink, gateways=kept)
     mtu = draw(st.sampled_from([None, 1300, 1450])) if uplink else None
     return replace(found, mtu=mtu)
@@ -100,6 +112,13 @@ _ADDRESSES = st.sampled_from(
 )
 
 
+_ROUTED = st.sampled_from(
+    [ip(text) for n in _NUMBERS for text in (f"10.77.0.{n}", f"fd77::{n}")]
+)
+_BIT = st.integers(0, 1)
+_SETTINGS = st.builds(Settings, _BIT, _BIT, _BIT, st.integers(0, 2), _BIT, _BIT)
+
+
 @st.composite
 def states(draw):
     """A network with things of ours in any state, half made ones and stray ones."""
@@ -113,13 +132,31 @@ def states(draw):
             mtu=draw(st.sampled_from([1400, 1500])),
             ours=True,
             master=draw(st.sampled_from(["br0", "br1", ""])),
+            router=draw(st.booleans()),
+            settings=draw(_SETTINGS),
         )
         for name in ports
+    ]
+    ups = [link.name for link in ours if link.up and link.router]
+    routes = (
+        draw(st.lists(st.builds(HostRoute, _ROUTED, st.sampled_from(ups)), unique=True))
+        if ups
+        else []
+    )
+    answered = draw(
+        st.lists(st.tuples(st.sampled_from(["eth0", "br0"]), _ROUTED), unique=True)
+    )
+    touched = {link for link, _ in answered}
+    machine = [
+        replace(x, settings=draw(_SETTINGS)) if x.name in touched else x
+        for x in (LO, BR0, BR1, ETH0, ETH1, FOREIGN)
     ]
     inside = draw(st.lists(st.sampled_from(stray), unique=True))
     aliases = draw(st.lists(_ADDRESSES, unique_by=lambda a: a.address))
     return Actual(
-        links=(LO, BR0, BR1, ETH0, ETH1, FOREIGN, *ours),
+        links=(*machine, *ours),
+        host_routes=tuple(routes),
+        proxies=tuple(Proxy(link, address) for link, address in answered),
         routes=ROUTES,
         namespaces=tuple(_namespace(draw, name, set(ports)) for name in inside),
         aliases=tuple(

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 
 from tests.net.networks import MACHINE, host, ip
 from vnsmail.errors import BadInput
+from vnsmail.net.facts import Proxy
 from vnsmail.net.fit import check, reduced
 
 BRIDGED = host("alpha.example", "10.77.0.11/24")
 ALIAS = host("alpha.example", "192.0.2.11/24", link="eth0", uplink="")
+ROUTED = host("alpha.example", "192.0.2.11/24", link="eth0", uplink="routed")
 BOTH = host("alpha.example", "10.77.0.11/24", "fd77::11/64")
 
 
@@ -43,6 +45,8 @@ WRONG = {
     "a router without an address": (with_(BRIDGED, "fd77::1"), "gateways", "no IPv6"),
     "the loopback": (with_(ALIAS, "127.0.0.1"), "gateways", "another machine"),
     "an alias with a tag": (with_(ALIAS, vlan=7), "vlan", "name a link"),
+    "a routed one with a router": (with_(ROUTED, "192.0.2.1"), "gateways", "the machine is"),
+    "a routed one with a tag": (with_(ROUTED, vlan=7), "vlan", "nothing is tagged"),
     "a bridge with a tag": (with_(BRIDGED, vlan=7), "vlan", "br0 is a bridge"),
 }  # fmt: skip
 
@@ -57,6 +61,34 @@ def test_what_cannot_be_had(case):
     assert key == refused.value.what
     assert words in str(refused.value)
     assert str(refused.value).isprintable()
+
+
+def machine(**settings):
+    """The machine with other settings of eth0."""
+    links = [
+        replace(x, settings=replace(x.settings, **settings)) if x.name == "eth0" else x
+        for x in MACHINE.links
+    ]
+    return replace(MACHINE, links=tuple(links))
+
+
+def test_a_link_that_forwards_for_somebody_else():
+    """It would be ours to switch off again, with the last host."""
+    actual = machine(forwarding4=1)
+    with pytest.raises(BadInput, match=r"net\.ipv4\.conf\.eth0\.forwarding is on"):
+        check(ROUTED, actual)
+
+    check(ROUTED, replace(actual, forwards=frozenset({4})))
+    check(ROUTED, replace(actual, proxies=(Proxy("eth0", ip("192.0.2.12")),)))
+
+
+def test_a_kernel_that_forwards_ipv6_everywhere_or_nowhere():
+    six = host("alpha.example", "2001:db8::11/64", link="eth0", uplink="routed")
+    with pytest.raises(BadInput, match=r"before 6\.17"):
+        check(six, machine(forced6=None))
+
+    check(six, machine())
+    check(six, replace(machine(forced6=None, forwarding6=1), forwards=frozenset({6})))
 
 
 def test_what_was_had_before_is_not_refused():

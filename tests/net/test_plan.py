@@ -19,7 +19,7 @@ from tests.net.networks import (
 from vnsmail.errors import Taken
 from vnsmail.model import Context, SourceAddress
 from vnsmail.net import names
-from vnsmail.net.facts import Alias, Desired, Link, Namespace
+from vnsmail.net.facts import Alias, Desired, Link, Namespace, Settings
 from vnsmail.net.plan import plan
 
 PORT = names.link(INSTANCE, "alpha.example")
@@ -84,6 +84,44 @@ class TestWhole:
             f"add address 192.0.2.11/24 on eth0 in {NS}",
             f"set eth0 up in {NS}",
         ] == described([wanted], MACHINE)
+
+    def test_routed(self):
+        """A host that the machine routes, from nothing and back."""
+        wanted = host("alpha.example", "192.0.2.11/24", link="eth0", uplink="routed")
+
+        assert [
+            f"make namespace {NS}",
+            f"connect {NS} to the machine by veth {PORT}",
+            f"set {PORT} up",
+            f"add address 192.0.2.11/32 on eth0 in {NS}",
+            f"set eth0 up in {NS}",
+            f"add neighbour 169.254.0.1 on eth0 in {NS}",
+            f"set default route by 169.254.0.1 in {NS}",
+            f"add neighbour 192.0.2.11 on {PORT}",
+            f"add route to 192.0.2.11 on {PORT}",
+            f"set net.ipv4.conf.{PORT}.forwarding to 1",
+            "answer for 192.0.2.11 on eth0",
+            "set net.ipv4.conf.eth0.forwarding to 1",
+        ] == described([wanted], MACHINE)
+        assert [] == described([wanted], made(wanted))
+        assert [
+            "set net.ipv4.conf.eth0.forwarding to 0",
+            "answer no more for 192.0.2.11 on eth0",
+            f"remove link {PORT}",
+            f"remove namespace {NS}",
+        ] == described([], made(wanted))
+
+    def test_routed_by_a_router(self):
+        """Where the machine forwards anyway, what it forwards is not ours to switch."""
+        router = replace(MACHINE, forwards=frozenset({4, 6}))
+        wanted = host("alpha.example", "192.0.2.11/24", link="eth0", uplink="routed")
+        there = made(wanted, actual=router)
+
+        assert [
+            "answer no more for 192.0.2.11 on eth0",
+            f"remove link {PORT}",
+            f"remove namespace {NS}",
+        ] == described([], there)
 
     def test_alias(self):
         """A host with addresses of the machine, from nothing."""
@@ -227,8 +265,8 @@ class TestChanges:
             f"set default route by 10.77.0.1 in {NS}",
         ] == described([wanted], before)
 
-    @pytest.mark.parametrize("after", ["macvlan", "bridge", ""])
-    @pytest.mark.parametrize("before", ["macvlan", "bridge", ""])
+    @pytest.mark.parametrize("after", ["macvlan", "bridge", "routed", ""])
+    @pytest.mark.parametrize("before", ["macvlan", "bridge", "routed", ""])
     def test_context_and_uplink(self, before, after):
         """The address is nowhere twice while a host moves."""
         kernel = Kernel(made(host(uplink=before)))
@@ -311,7 +349,14 @@ class TestProperties:
         after = kernel.observe()
 
         assert FOREIGN in after.links
-        assert {x for x in actual.links if not x.ours} <= set(after.links)
+        assert {
+            replace(x, settings=Settings()) for x in actual.links if not x.ours
+        } <= {replace(x, settings=Settings()) for x in after.links}
+        through = {h.link for h in desired if h.uplink == "routed"}
+        touched = through | {each.link for each in actual.proxies}
+        assert {x for x in actual.links if not x.ours and x.name not in touched} <= set(
+            after.links
+        )
 
     @given(states())
     def test_destroy_leaves_nothing(self, actual):
@@ -324,6 +369,15 @@ class TestProperties:
         assert () == after.namespaces
         assert () == after.aliases
         assert [] == [link for link in after.links if link.ours]
+        assert ((), ()) == (after.host_routes, after.proxies)
+        for link in {each.link for each in actual.proxies}:
+            (found,) = (each.settings for each in after.links if each.name == link)
+            versions = {p.address.version for p in actual.proxies if p.link == link}
+            if 4 in versions:
+                assert not found.forwarding4
+            if 6 in versions:
+                assert (0, 0, 0) == (found.forwarding6, found.forced6, found.proxy_ndp)
+                assert found.accept_ra != 2
 
     @given(hosts(), states())
     def test_same_plan_for_same_facts(self, desired, actual):
@@ -362,8 +416,13 @@ def _as_desired(desired, actual):
         assert there.loopback_up
         assert there.link is not None
         assert there.link.up
-        assert set(wanted.addresses) == set(there.link.addresses)
-        assert set(wanted.gateways) == set(there.gateways)
+        routed = wanted.uplink == "routed"
+        assert set(_bare(wanted) if routed else wanted.addresses) == set(
+            there.link.addresses
+        )
+        routers = {ip(names.ROUTERS[f]) for f in wanted.families} if routed else set()
+        assert set(wanted.gateways) | routers == set(there.gateways)
+        assert routers <= set(there.link.neighbours)
     assert {
         (h.link, a.address, True)
         for h in desired
@@ -371,13 +430,42 @@ def _as_desired(desired, actual):
         for a in h.addresses
     } == {(a.link, a.address, a.quiet) for a in actual.aliases}
     ours = {link.name: link for link in actual.links if link.ours}
-    bridged = {
-        names.link(INSTANCE, h.name): h for h in inside.values() if h.uplink == "bridge"
+    paired = {
+        names.link(INSTANCE, h.name): h
+        for h in inside.values()
+        if h.uplink in {"bridge", "routed"}
     }
-    assert bridged.keys() == ours.keys()
-    for name, wanted in bridged.items():
-        assert ours[name].master == wanted.link
+    assert paired.keys() == ours.keys()
+    for name, wanted in paired.items():
         assert ours[name].up
+        if wanted.uplink == "bridge":
+            assert ours[name].master == wanted.link
+    return _routed_as_desired(
+        {name: h for name, h in paired.items() if h.uplink == "routed"}, actual
+    )
+
+
+def _bare(wanted):
+    return [SourceAddress(a.address, a.address.max_prefixlen) for a in wanted.addresses]
+
+
+def _routed_as_desired(routed, actual):
+    links = {link.name: link for link in actual.links}
+    own = {(a.address, name) for name, h in routed.items() for a in h.addresses}
+    answered = {(h.link, a.address) for h in routed.values() for a in h.addresses}
+    assert own == {(each.address, each.link) for each in actual.host_routes}
+    assert answered == {(each.link, each.address) for each in actual.proxies}
+    for name, h in routed.items():
+        assert {a.address for a in h.addresses} == set(links[name].neighbours)
+        port, through = links[name].settings, links[h.link].settings
+        if 4 in h.families:
+            assert port.forwarding4
+            assert through.forwarding4
+        if 6 in h.families:
+            assert (port.accept_ra, port.off6, port.forced6) == (0, 0, 1)
+            assert through.proxy_ndp
+            assert through.forwarding6
+            assert through.forced6
     return True
 
 

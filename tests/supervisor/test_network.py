@@ -191,3 +191,37 @@ async def test_no_guard_is_told_and_stops_nothing(monkeypatch, network):
     assert {} == await network.converge(HOSTS)
     problem = (await network.guarded(HOSTS[0])).problem
     assert "cannot guard source addresses: no nftables here" == problem
+
+
+# The fence ------------------------------------------------------------------------
+
+ROUTED = host("routed.example", "192.0.2.11/24", link="eth0", uplink="routed")
+
+
+async def test_nobody_is_routed_without_a_fence(world, network):
+    """Who cannot be fenced is not made; the others are."""
+    world.no_fence = "no nftables here"
+    problems = await network.converge([*HOSTS, ROUTED])
+
+    assert [ROUTED.name] == list(problems)
+    assert everything() == world.hosts(INSTANCE)
+    world.no_fence = ""
+    assert {} == await network.converge([*HOSTS, ROUTED])
+    assert {ROUTED.name} == world.fenced
+    assert ROUTED.name in world.hosts(INSTANCE)
+
+
+async def test_the_fence_stays_until_its_host_is_gone(world, network):
+    await network.converge([ROUTED])
+    seen = []
+    perform = world.kernel.perform
+
+    def watched(step):
+        seen.append(set(world.fenced))
+        perform(step)
+
+    world.kernel.perform = watched
+    await network.converge([], [ROUTED])
+
+    assert [{ROUTED.name}] * len(seen) == seen
+    assert set() == world.fenced

@@ -9,7 +9,7 @@ from dataclasses import replace
 from tests.net.kernel import Kernel
 from tests.net.networks import BR0, ETH0, LO
 from vnsmail.engines import protocol as engine
-from vnsmail.errors import NetworkStepFailed, NotFound
+from vnsmail.errors import GuardUnavailable, NetworkStepFailed, NotFound
 from vnsmail.net import cgroups, guard, names
 from vnsmail.net.facts import Actual
 from vnsmail.supervisor import network
@@ -37,6 +37,8 @@ class World:
         self.applied = 0
         self.looks = 0
         self.guarded: set[str] = set()
+        self.fenced: set[str] = set()
+        self.no_fence = ""
 
     def install(self, monkeypatch):
         monkeypatch.setattr(network, "observe", self.observe)
@@ -44,6 +46,7 @@ class World:
         monkeypatch.setattr(cgroups, "remove", lambda *_: True)
         monkeypatch.setattr(guard, "apply", self.guard)
         monkeypatch.setattr(guard, "apply_host", self.guard_host)
+        monkeypatch.setattr(guard, "fence", self.fence)
 
     def guard(self, hosts, *_, anew=False):
         self.guarded |= {host.name for host in hosts}
@@ -51,6 +54,12 @@ class World:
 
     def guard_host(self, host, *_, anew=False):
         self.guarded.add(host.name)
+        return True
+
+    def fence(self, hosts, *_, **__):
+        if self.no_fence:
+            raise GuardUnavailable(self.no_fence)
+        self.fenced = {host.name for host in hosts}
         return True
 
     def observe(self, instance, only=None):

@@ -215,6 +215,7 @@ def _guard(guarded: control.Guarded) -> dict[str, object]:
         "dropped_packets": guarded.dropped_packets,
         "dropped_bytes": guarded.dropped_bytes,
         "borrowed_packets": guarded.borrowed_packets,
+        "forged_packets": guarded.forged_packets,
     }
 
 
@@ -226,8 +227,9 @@ def _shown(value: object) -> object:
         return ", ".join(f"{key} {each}" for key, each in value.items())
     if value["problem"]:
         return f"off: {value['problem']}"
+    wrong = value["dropped_packets"] + value["forged_packets"]
     return (
-        f"on; {value['dropped_packets']} packets from a wrong source and "
+        f"on; {wrong} packets from a wrong source and "
         f"{value['borrowed_packets']} of others from its addresses were dropped"
     )
 

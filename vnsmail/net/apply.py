@@ -23,6 +23,7 @@ from vnsmail.net.netlink import Kernel
 from vnsmail.net.requests import NO_DEVICE, REQUESTS
 from vnsmail.net.steps import (
     AddAlias,
+    AddProxy,
     Connect,
     MakeNamespace,
     RemoveAddress,
@@ -30,7 +31,11 @@ from vnsmail.net.steps import (
     RemoveGateway,
     RemoveLink,
     RemoveNamespace,
+    RemoveNeighbour,
+    RemoveProxy,
+    RemoveRoute,
     SetPortUp,
+    SetSetting,
     Step,
 )
 
@@ -40,6 +45,8 @@ longer for many."""
 
 CARRIER_LOOKS, CARRIER_PAUSE = 50, 0.002
 """How often, and with what pause in seconds, it is asked whether a link is ready."""
+
+_ALONE = bytes.fromhex(names.INSIDE_HARDWARE.replace(":", ""))
 
 INSIDE = {
     # A host has the addresses it was given, and no others.
@@ -127,7 +134,9 @@ class Performer:
             raise problem
         if where:
             self._changed[where] = None
-        elif arrived := [(s.link, s.address) for s in steps if isinstance(s, AddAlias)]:
+        elif arrived := [
+            (s.link, s.address) for s in steps if isinstance(s, AddAlias | AddProxy)
+        ]:
             self._place.go("")
             announce(arrived)
 
@@ -228,11 +237,37 @@ class Performer:
             os.close(fd)
 
     def set_port_up(self, step: SetPortUp) -> None:
-        # A port needs no address; with one it would speak to the host behind it.
+        # A port needs no address; with one it would speak to the host behind it. Where
+        # it routes, it must not take the host for its router.
         self._place.go("")
-        sysctl.write(f"ipv6/conf/{step.port}/disable_ipv6", "1")
+        folder = f"ipv6/conf/{step.port}"
+        if step.ipv6:
+            sysctl.write(f"{folder}/accept_ra", "0")
+        sysctl.write(f"{folder}/disable_ipv6", "0" if step.ipv6 else "1")
         remark = names.remark(self._instance, step.host)
         self._machine.do(requests.port_up(step.port, remark))
+
+    def set_setting(self, step: SetSetting) -> None:
+        self._place.go("")
+        if (step.version, step.name, step.value) != (6, "forwarding", 1):
+            sysctl.write(step.path, str(step.value))
+            return
+        # The kernel now forgets every router it has learned, on all links, but for
+        # those links that go on learning while they forward (accept_ra 2); it would
+        # take minutes to hear of them again.
+        learning = [
+            name
+            for name in sysctl.links()
+            if sysctl.read(f"ipv6/conf/{name}/accept_ra") == "1"
+        ]
+        for name in learning:
+            sysctl.write(f"ipv6/conf/{name}/accept_ra", "2")
+        try:
+            sysctl.write(step.path, "1")
+        finally:
+            for name in learning:
+                if name != step.link:
+                    sysctl.write(f"ipv6/conf/{name}/accept_ra", "1")
 
     def tell_neighbours(self) -> None:
         """Make the namespaces that were changed announce their addresses.
@@ -246,8 +281,11 @@ class Performer:
                 kernel = self._kernel(where)
                 index = kernel.index(names.INSIDE_LINK)
                 _, _, facts = messages.link_facts(kernel.ask(requests.question(index)))
-                self._wait_for(messages.number_in(facts, messages.BELOW))
                 hardware = bytes(facts[messages.HARDWARE])
+                # Alone on its wire; and the kernel would forget whom it knows there.
+                if hardware == _ALONE:
+                    continue
+                self._wait_for(messages.number_in(facts, messages.BELOW))
                 kernel.do(requests.announce(index, hardware))
 
     def _wait_for(self, index: int) -> None:
@@ -336,11 +374,19 @@ _ACTIONS: dict[type[Step], _Action] = {
     RemoveNamespace: Performer.remove_namespace,
     Connect: Performer.connect,
     SetPortUp: Performer.set_port_up,
+    SetSetting: Performer.set_setting,
 }
 """How a step is performed that is more than a message."""
 
 _GONE_WITH_NAMESPACE = (RemoveAddress, RemoveGateway)
-_TAKES_AWAY = (RemoveAddress, RemoveAlias, RemoveGateway)
+_TAKES_AWAY = (
+    RemoveAddress,
+    RemoveAlias,
+    RemoveGateway,
+    RemoveNeighbour,
+    RemoveProxy,
+    RemoveRoute,
+)
 
 
 def _take_away(performer: Performer, where: str, steps: Sequence[Step]) -> None:

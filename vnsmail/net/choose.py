@@ -41,7 +41,7 @@ def choose_link(
         link = _usable(requested, actual)
     for address in addresses:
         _refuse_unreachable(address, link, named=requested is not None)
-        if context is Context.NAMESPACE:
+        if context is Context.NAMESPACE and uplink is not Uplink.ROUTED:
             _refuse_lonely(address, link)
     fits = Uplink.BRIDGE if link.kind == "bridge" else Uplink.MACVLAN
     if context is Context.ALIAS:
@@ -49,8 +49,10 @@ def choose_link(
             remedy = "an alias is on the link itself; leave it out"
             raise BadInput("uplink", uplink.value, remedy)
         return link.name, None
+    if uplink is Uplink.ROUTED:
+        return link.name, uplink
     if uplink not in {None, fits}:
-        remedy = f"{link.name} gives {fits.value}; leave it out"
+        remedy = f"{link.name} gives {fits.value}; leave it out, or choose routed"
         raise BadInput("uplink", str(uplink), remedy)
     return link.name, fits
 
@@ -101,6 +103,12 @@ def _refuse_taken(addresses: tuple[SourceAddress, ...], actual: Actual) -> None:
         for own in link.addresses
     }
     holders |= {r.gateway: "it is that of the machine's router" for r in actual.routes}
+    holders |= {
+        proxy.address: f"the machine answers for it on {proxy.link} (`ip neigh show "
+        "proxy`)"
+        for proxy in actual.proxies
+        if not proxy.known
+    }
     holders |= dict.fromkeys(actual.elsewhere, "a virtual host of another root has it")
     for each in addresses:
         if holder := holders.get(each.address):

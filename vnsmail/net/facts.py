@@ -24,6 +24,19 @@ def network_of(first: IPAddress, prefix_length: int) -> Network:
 
 
 @dataclass(frozen=True, slots=True)
+class Settings:
+    """What the kernel is told of a link: ip-sysctl, net.ipv4.conf and net.ipv6.conf."""
+
+    forwarding4: int = 0
+    forwarding6: int = 0
+    forced6: int | None = None
+    """force_forwarding, Linux 6.17 and later: this link alone; None without it."""
+    accept_ra: int = 1
+    proxy_ndp: int = 0
+    off6: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Link:
     """A network device, of the machine or inside a namespace."""
 
@@ -42,6 +55,30 @@ class Link:
     """Without link-local ones, which the kernel makes, and without our aliases."""
     networks: tuple[Network, ...] = ()
     """What is reached on it without a router."""
+    router: bool = False
+    """It is the machine's end of a routed uplink."""
+    neighbours: tuple[IPAddress, ...] = ()
+    """Of a routed uplink: those whose hardware address it knows without asking."""
+    settings: Settings = Settings()
+
+
+@dataclass(frozen=True, slots=True)
+class HostRoute:
+    """A route of ours to one address, on a routed uplink."""
+
+    address: IPAddress
+    link: str
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """An address that the machine answers for on a link (ip-neighbour(8), proxy)."""
+
+    link: str
+    address: IPAddress
+    ours: bool = True
+    known: bool = True
+    """vnsmail made it, this root or another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +125,11 @@ class Actual:
     aliases: tuple[Alias, ...] = ()
     namespaces: tuple[Namespace, ...] = ()
     elsewhere: tuple[IPAddress, ...] = ()
-    """Addresses that virtual hosts of other roots have as aliases."""
+    """Addresses that virtual hosts of other roots have as aliases, or are routed."""
+    host_routes: tuple[HostRoute, ...] = ()
+    proxies: tuple[Proxy, ...] = ()
+    forwards: frozenset[int] = frozenset()
+    """IP versions that the machine forwards on all its links."""
 
 
 @dataclass(frozen=True, slots=True)

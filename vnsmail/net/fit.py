@@ -30,9 +30,11 @@ def check(host: VirtualHost, actual: Actual, old: VirtualHost | None = None) -> 
     """
     _check_gateways(host)
     _check_vlan(host)
+    link = next((each for each in actual.links if each.name == host.link), None)
+    if host.uplink is Uplink.ROUTED and link is not None:
+        _check_routed(host, link, actual)
     if host.mtu is not None:
         same = old is not None and (old.mtu, old.link) == (host.mtu, host.link)
-        link = next((each for each in actual.links if each.name == host.link), None)
         _check_mtu(host, host.mtu, None if same else link)
 
 
@@ -60,6 +62,32 @@ def _problem(
     if gateway.is_loopback:
         return "a router is another machine; give its address on the link"
     return ""
+
+
+def _check_routed(host: VirtualHost, link: Link, actual: Actual) -> None:
+    """Refuse what the machine could not forward, or forwards for somebody else."""
+    there = link.settings
+    versions = {each.value for each in host.families}
+    forwards = {4: there.forwarding4, 6: there.forwarding6}
+    for version in sorted(versions - actual.forwards):
+        answered = any(
+            each.known and (each.link, each.address.version) == (link.name, version)
+            for each in actual.proxies
+        )
+        if forwards[version] and not answered:
+            remedy = (
+                f"net.ipv{version}.conf.{link.name}.forwarding is on, though the machine "
+                "forwards nowhere else; set it to 0, or set "
+                f"net.ipv{version}.conf.all.forwarding to 1"
+            )
+            raise BadInput("uplink", "routed", remedy)
+    if 6 in versions - actual.forwards and there.forced6 is None:
+        remedy = (
+            "this kernel (before 6.17) forwards IPv6 on all links or on none; set "
+            "net.ipv6.conf.all.forwarding to 1, with accept_ra 2 on links that learn "
+            "their router, or leave out its IPv6 addresses"
+        )
+        raise BadInput("uplink", "routed", remedy)
 
 
 def _check_vlan(host: VirtualHost) -> None:

@@ -17,11 +17,21 @@ from functools import partial
 from typing import Any
 
 from vnsmail.errors import GuardUnavailable
-from vnsmail.model import MACHINE, Context, HostName, VirtualHost
-from vnsmail.net import guard_changes, guard_rules, names, namespaces, nftables
+from vnsmail.model import MACHINE, Context, HostName, Uplink, VirtualHost
+from vnsmail.net import (
+    fence_rules,
+    guard_changes,
+    guard_rules,
+    names,
+    namespaces,
+    nftables,
+    sysctl,
+)
 from vnsmail.net.guard_changes import Found
 from vnsmail.net.guard_rules import SMTP_PORTS, Table
 from vnsmail.net.observe import open_kernel
+
+_ALL = "ipv{}/conf/all/forwarding"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,8 @@ class GuardCounter:
     dropped_bytes: int = 0
     borrowed_packets: int = 0
     """Of others' sockets, from an address of the host."""
+    forged_packets: int = 0
+    """Out of its namespace to the machine, from an address that is not the host's."""
 
 
 def apply(
@@ -72,7 +84,8 @@ def apply(
     plan = guard_rules.desired(hosts, instance, ports)
     nftables.check()
     unguarded: dict[str, str] = {}
-    change = partial(_bring, plan.machine, instance, anew=anew)
+    name = guard_rules.table_name(instance)
+    change = partial(_bring, plan.machine, name, anew=anew)
     outcomes: dict[tuple[str, ...], bool | str | OSError] = {
         plan.machine.hosts if plan.machine else (MACHINE,): _outcome(change)
     }
@@ -91,6 +104,21 @@ def apply(
     renewed = [who for who, outcome in outcomes.items() if outcome is True]
     names_of = frozenset(name for who in renewed for name in who)
     return Guarded(bool(renewed), unguarded, names_of)
+
+
+def fence(hosts: Iterable[VirtualHost], instance: str, *, anew: bool = False) -> bool:
+    """Let pass what is routed for these hosts, and nothing else (fence_rules.py).
+
+    Returns whether anything was changed. To be called before they are routed, and with
+    those that cease to be until they do. With ``anew`` the rules are written again.
+
+    Raises:
+        GuardUnavailable: it cannot be; nobody must be routed then.
+    """
+    forwards = [v for v in (4, 6) if sysctl.read(_ALL.format(v)) == "1"]
+    wanted = fence_rules.fence(hosts, instance, forwards)
+    nftables.check()
+    return _bring(wanted, fence_rules.fence_name(instance), anew=anew)
 
 
 def apply_host(
@@ -121,7 +149,7 @@ def remove_all(instance: str) -> bool:
         GuardUnavailable: one cannot be removed; the others are.
     """
     nftables.check()
-    change = partial(_bring, None, instance)
+    change = partial(_bring, None, guard_rules.table_name(instance))
     ours = [n for n in namespaces.existing() if names.is_namespace(instance, n)]
     outcomes: list[bool | str | OSError] = [_outcome(change)]
     if ours:
@@ -160,15 +188,29 @@ def counters(
         for where, facts in visited.items():
             if not isinstance(facts, OSError):
                 found[inside[where]] = _counter(inside[where], facts)
-    return {name: each for name, each in found.items() if each is not None}
+    forged = _forged(hosts, instance)
+    return {
+        name: replace(each, forged_packets=forged.get(name, 0))
+        for name, each in found.items()
+        if each is not None
+    }
+
+
+def _forged(hosts: Iterable[VirtualHost], instance: str) -> dict[HostName, int]:
+    """Return what a fence stopped, by host."""
+    routed = [host.name for host in hosts if host.uplink is Uplink.ROUTED]
+    if not routed:
+        return {}
+    facts = _read_counters(fence_rules.fence_name(instance))
+    found = {name: facts.get(guard_rules.forged_counter(name)) for name in routed}
+    return {name: each["packets"] for name, each in found.items() if each}
 
 
 # In the namespace of the calling thread --------------------------------------------
 
 
-def _bring(wanted: Table | None, instance: str, *, anew: bool = False) -> bool:
+def _bring(wanted: Table | None, name: str, *, anew: bool = False) -> bool:
     """Make a table as wanted, or gone; returns whether it was not."""
-    name = guard_rules.table_name(instance)
     there = _look(name)
     if wanted is None:
         if there.state:
@@ -208,7 +250,7 @@ def _enclose(table: Table, instance: str, *, anew: bool = False) -> bool:
         (loopback,) = kernel.link("get", index=socket.if_nametoindex("lo"))
     if loopback.get("group") != names.mark(instance):
         raise GuardUnavailable("its namespace is not ours")
-    return _bring(table, instance, anew=anew)
+    return _bring(table, table.name, anew=anew)
 
 
 def _read_counters(name: str) -> dict[str, Mapping[str, Any]]:

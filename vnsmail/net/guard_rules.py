@@ -56,7 +56,7 @@ Command: TypeAlias = Mapping[str, Any]
 _MARK_BITS, _MARK_SHIFT, _IS_MARK = 26, 4, 1 << 30
 
 _COUNTER_LIMIT = 255  # bytes; NFT_OBJ_MAXNAMELEN is 256 with the final NUL
-_DROPPED, _BORROWED = "drop-", "lent-"
+_DROPPED, _BORROWED, _FORGED = "drop-", "lent-", "forged-"
 
 # Before connection tracking, and before operators' chains that change marks or
 # destinations, which are at -200 to 0 (nft(8), "standard priority names").
@@ -74,8 +74,8 @@ class Table:
     hosts: tuple[HostName, ...]
     """Those it guards."""
     counters: tuple[str, ...]
-    sets: tuple["_Set", ...]
-    chains: tuple["_Chain", ...]
+    sets: tuple["NamedSet", ...]
+    chains: tuple["Chain", ...]
 
     @property
     def state(self) -> str:
@@ -88,7 +88,7 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class _Set:
+class NamedSet:
     """A set, or a map to counters."""
 
     name: str
@@ -109,7 +109,7 @@ class _Set:
 
 
 @dataclass(frozen=True, slots=True)
-class _Chain:
+class Chain:
     """A chain and its rules."""
 
     name: str
@@ -173,6 +173,11 @@ def borrowed_counter(host: str) -> str:
     return _counter(_BORROWED, host)
 
 
+def forged_counter(host: str) -> str:
+    """Return the name of the counter of packets that a fence stopped."""
+    return _counter(_FORGED, host)
+
+
 def _counter(prefix: str, host: str) -> str:
     name = prefix + host
     if len(name) <= _COUNTER_LIMIT:
@@ -189,17 +194,17 @@ def _inside(host: VirtualHost, instance: str, ports: Sequence[int]) -> Table:
         hosts=(host.name,),
         counters=(counter,),
         sets=(
-            _Set("own4", "ipv4_addr", _of(4, own)),
-            _Set("own6", "ipv6_addr", _of(6, own)),
+            NamedSet("own4", "ipv4_addr", _of(4, own)),
+            NamedSet("own6", "ipv6_addr", _of(6, own)),
         ),
         chains=(
-            _output(ports, _rule(_equal({"meta": {"key": "oif"}}, "lo"), _RETURN)),
-            _Chain(
+            _output(ports, rule(equal({"meta": {"key": "oif"}}, "lo"), RETURN)),
+            Chain(
                 _CHECK,
                 (
-                    _rule(_equal(_SOURCE4, "@own4"), _RETURN),
-                    _rule(_equal(_SOURCE6, "@own6"), _RETURN),
-                    _rule({"counter": counter}, _DROP),
+                    rule(equal(_SOURCE4, "@own4"), RETURN),
+                    rule(equal(_SOURCE6, "@own6"), RETURN),
+                    rule({"counter": counter}, DROP),
                 ),
             ),
         ),
@@ -223,28 +228,28 @@ def _machine(
             for name in (dropped_counter, borrowed_counter)
         ),
         sets=tuple(_machine_sets(marks, own)),
-        chains=(_output(ports), _Chain(_CHECK, _MACHINE_RULES)),
+        chains=(_output(ports), Chain(_CHECK, _MACHINE_RULES)),
     )
 
 
 def _machine_sets(
     marks: Mapping[HostName, str], own: Mapping[IPAddress, HostName]
-) -> Iterator[_Set]:
+) -> Iterator[NamedSet]:
     dropped = [[mark, dropped_counter(name)] for name, mark in sorted(marks.items())]
-    yield _Set("hosts", "classid", tuple(dropped), maps=True)
+    yield NamedSet("hosts", "classid", tuple(dropped), maps=True)
     names_of = {str(address): name for address, name in own.items()}
     for version in (4, 6):
         kind = f"ipv{version}_addr"
         mine = {a: names_of[a] for a in _of(version, own)}
-        yield _Set(
+        yield NamedSet(
             f"own{version}",
             ("classid", kind),
             tuple({"concat": [marks[name], a]} for a, name in mine.items()),
         )
-        yield _Set(
+        yield NamedSet(
             f"self{version}", (kind, kind), tuple({"concat": [a, a]} for a in mine)
         )
-        yield _Set(
+        yield NamedSet(
             f"aliases{version}",
             kind,
             tuple([a, borrowed_counter(name)] for a, name in mine.items()),
@@ -279,28 +284,28 @@ def _refuse_shared_addresses(
 # Words of libnftables-json(5) ------------------------------------------------------
 
 
-def _rule(*statements: Command) -> Command:
+def rule(*statements: Command) -> Command:
     return {"expr": list(statements)}
 
 
-def _payload(protocol: str, name: str) -> Command:
+def payload(protocol: str, name: str) -> Command:
     return {"payload": {"protocol": protocol, "field": name}}
 
 
-def _equal(left: Command, right: object) -> Command:
+def equal(left: Command, right: object) -> Command:
     return {"match": {"op": "==", "left": left, "right": right}}
 
 
-def _count(key: Command, counters: str) -> Command:
+def count(key: Command, counters: str) -> Command:
     return {"counter": {"map": {"key": key, "data": counters}}}
 
 
-def _output(ports: Sequence[int], *exempt: Command) -> _Chain:
+def _output(ports: Sequence[int], *exempt: Command) -> Chain:
     """Return the chain that every packet on its way out goes through."""
     wanted = {"set": sorted(set(ports))}
-    to_smtp = _equal(_payload("tcp", "dport"), wanted)
-    rules = (*exempt, _rule(to_smtp, {"jump": {"target": _CHECK}}))
-    return _Chain("output", rules, _OUTPUT)
+    to_smtp = equal(payload("tcp", "dport"), wanted)
+    rules = (*exempt, rule(to_smtp, {"jump": {"target": _CHECK}}))
+    return Chain("output", rules, _OUTPUT)
 
 
 def _of(version: int, addresses: Iterable[IPAddress]) -> tuple[str, ...]:
@@ -314,23 +319,23 @@ _OUTPUT: Command = {
     "prio": _PRIORITY,
     "policy": "accept",
 }
-_RETURN: Command = {"return": None}
-_DROP: Command = {"drop": None}
+RETURN: Command = {"return": None}
+DROP: Command = {"drop": None}
 _MARK: Command = {"meta": {"key": "priority"}}
-_SOURCE4, _SOURCE6 = _payload("ip", "saddr"), _payload("ip6", "saddr")
-_TARGET4, _TARGET6 = _payload("ip", "daddr"), _payload("ip6", "daddr")
-_FIRST = _equal({"&": [_payload("tcp", "flags"), ["fin", "syn", "rst", "ack"]]}, "syn")
+_SOURCE4, _SOURCE6 = payload("ip", "saddr"), payload("ip6", "saddr")
+_TARGET4, _TARGET6 = payload("ip", "daddr"), payload("ip6", "daddr")
+_FIRST = equal({"&": [payload("tcp", "flags"), ["fin", "syn", "rst", "ack"]]}, "syn")
 
 _MACHINE_RULES = (
-    _rule(_equal({"concat": [_MARK, _SOURCE4]}, "@own4"), _RETURN),
-    _rule(_equal({"concat": [_MARK, _SOURCE6]}, "@own6"), _RETURN),
+    rule(equal({"concat": [_MARK, _SOURCE4]}, "@own4"), RETURN),
+    rule(equal({"concat": [_MARK, _SOURCE6]}, "@own6"), RETURN),
     # A rule ends where its map holds nothing of the packet.
-    _rule(_count(_MARK, "@hosts"), _DROP),
+    rule(count(_MARK, "@hosts"), DROP),
     # From the machine to an alias, the kernel's choice of a source is that alias.
-    _rule(_equal({"concat": [_SOURCE4, _TARGET4]}, "@self4"), _RETURN),
-    _rule(_equal({"concat": [_SOURCE6, _TARGET6]}, "@self6"), _RETURN),
+    rule(equal({"concat": [_SOURCE4, _TARGET4]}, "@self4"), RETURN),
+    rule(equal({"concat": [_SOURCE6, _TARGET6]}, "@self6"), RETURN),
     # Not what comes later in a connection: the kernel's refusals to strangers, who may
     # send from port 25, have an alias as source and no mark.
-    _rule(_FIRST, _count(_SOURCE4, "@aliases4"), _DROP),
-    _rule(_FIRST, _count(_SOURCE6, "@aliases6"), _DROP),
+    rule(_FIRST, count(_SOURCE4, "@aliases4"), DROP),
+    rule(_FIRST, count(_SOURCE6, "@aliases6"), DROP),
 )

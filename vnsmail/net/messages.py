@@ -169,6 +169,7 @@ def route(
     table: int = 0,
     flags: int = 0,
     any_origin: bool = False,
+    origin: int = 4,
 ) -> bytes:
     """Return the body of a message for a unicast route.
 
@@ -178,10 +179,13 @@ def route(
         prefix_length: of the destination; zero is a default route.
         table: zero stands for the main one.
         flags: RTNH_F_ONLINK.
-        any_origin: of one to remove: who made it does not matter; else it is static.
+        any_origin: of one to remove: who made it does not matter.
+        origin: who makes it; static, if nothing else is said.
     """
     small = table if 0 < table < 256 else 0 if table else MAIN_TABLE
-    origin, kind = (0, 0) if any_origin else (STATIC, UNICAST)
+    kind = UNICAST
+    if any_origin:
+        origin, kind = 0, 0
     # Of a route to remove, the scope too is whichever it is (RT_SCOPE_NOWHERE).
     scope = 255 if any_origin else 0
     body = _ROUTE.pack(of, prefix_length, 0, 0, small, origin, scope, kind, flags)
@@ -191,6 +195,35 @@ def route(
 MAIN_TABLE = 254
 STATIC = 4
 UNICAST = 1
+
+
+NEIGHBOUR_HARDWARE, NEIGHBOUR_PROTOCOL = 2, 12
+"""NDA_LLADDR and NDA_PROTOCOL; NDA_DST is FAR."""
+
+PERMANENT, PROXY = 0x80, 0x08
+"""A state and a flag of neighbours: never asked for, and answered for."""
+
+
+def neighbour(other: IPAddress, index: int, *more: bytes, proxy: bool = False) -> bytes:
+    """Return the body of a message for a neighbour on a link."""
+    flags = PROXY if proxy else 0
+    body = _NEIGHBOUR.pack(family(other), index, PERMANENT, flags, 0)
+    return body + attribute(FAR, other.packed) + b"".join(more)
+
+
+def neighbour_filter(*, proxy: bool = False) -> bytes:
+    """Return the body of a question for all neighbours, or all that are answered for."""
+    return _NEIGHBOUR.pack(0, 0, 0, PROXY if proxy else 0, 0)
+
+
+def neighbour_facts(payload: memoryview) -> tuple[int, int, int, Attributes]:
+    """Return link's index, state, flags and attributes of a neighbour."""
+    _, index, state, flags, _ = _NEIGHBOUR.unpack_from(payload)
+    return index, state, flags, attributes(payload, _NEIGHBOUR.size)
+
+
+def destination(other: IPAddress) -> bytes:
+    return attribute(1, other.packed)
 
 
 def gateway(router: IPAddress) -> bytes:

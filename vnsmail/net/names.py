@@ -23,6 +23,18 @@ import re
 INSIDE_LINK = "eth0"
 """The name of a virtual host's link inside its namespace."""
 
+PROTOCOL = 118
+"""Who made a route, a rule or a proxy entry (rtm_protocol of rtnetlink(7)); 118 is
+nobody else's in iproute2's list. Too short for a mark, so it is never all that counts."""
+
+ROUTER_HARDWARE, INSIDE_HARDWARE = "fe:76:6e:73:00:01", "02:76:6e:73:00:02"
+"""Hardware addresses of the two ends of a routed uplink. Each is a wire of its own, so
+they are the same for all, and each end knows the other's without asking."""
+
+ROUTERS = {4: "169.254.0.1", 6: "fe80::1"}
+"""What a routed namespace calls the machine. The machine does not have these addresses:
+they stand for ROUTER_HARDWARE and nothing else."""
+
 LINK_LIMIT = 15
 """Bytes; IFNAMSIZ is 16 with the final NUL."""
 
@@ -47,6 +59,10 @@ def mark(instance: str) -> int:
 def is_mark(number: int) -> bool:
     """Return whether a number is the mark of any instance, this one or another."""
     return number >> 24 in {0x56, 0x57, 0x58}
+
+
+ALL_MARKS = (0x56 << 24, 0x58FFFFFF)
+"""The first and the last number that can be a mark."""
 
 
 def namespace(instance: str, host: str) -> str:

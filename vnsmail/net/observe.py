@@ -5,6 +5,7 @@ seen or not, and the next observation is right again; a table is read whole, onc
 the machine and once in each namespace, for a question for each thing costs more.
 """
 
+import struct
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,15 +13,18 @@ from dataclasses import dataclass, field, replace
 from pyroute2 import IPRoute
 
 from vnsmail.model import HostName, IPAddress, SourceAddress
-from vnsmail.net import messages, names, namespaces
+from vnsmail.net import messages, names, namespaces, sysctl
 from vnsmail.net.facts import (
     NO_GATEWAY,
     Actual,
     Alias,
     DefaultRoute,
+    HostRoute,
     Link,
     Namespace,
     Network,
+    Proxy,
+    Settings,
     network_of,
 )
 from vnsmail.net.messages import Attributes
@@ -29,12 +33,21 @@ from vnsmail.net.netlink import Kernel
 # Numbers of linux/if.h, linux/if_link.h, linux/if_addr.h and linux/rtnetlink.h.
 _LOOPBACK = 0x8
 _NAME, _MTU, _BELOW, _MASTER, _INFO = 3, 4, 5, 10, 18
-_GROUP, _FILTER, _APART = 27, 29, 37
+_SPECIFIC, _GROUP, _FILTER, _APART = 26, 27, 29, 37
 _SKIP_STATISTICS = 1 << 3
 _SCOPE_HOST = 254
 _DEPRECATED = 0x20
 _FAR, _NEAR, _FLAGS, _METRIC = 1, 2, 8, 9
+_SETTINGS4, _SETTINGS6 = 1, 2  # IFLA_INET_CONF, IFLA_INET6_CONF
+_FORWARDING4 = 0  # of IPV4_DEVCONF_FORWARDING, which is counted from 1
+_FORWARDING6, _ACCEPT_RA, _PROXY_NDP, _OFF6, _FORCED6 = 0, 3, 22, 26, 59
 _DESTINATION, _OUT, _GATEWAY, _PRIORITY, _HOPS = 1, 4, 5, 6, 9
+
+
+_VALUE = struct.Struct("=i")
+_NOTHING = memoryview(b"")
+_NONE = Settings()
+_ROUTER = bytes.fromhex(names.ROUTER_HARDWARE.replace(":", ""))
 
 
 def open_kernel() -> IPRoute:
@@ -59,6 +72,7 @@ def observe(instance: str, only: HostName | None = None) -> Actual:
     mark = names.mark(instance)
     wanted = None if only is None else names.namespace(instance, only)
     machine = _look(mark)
+    proxies = _proxies(machine)
 
     def look(name: str) -> Namespace | None:
         return _namespace(name, machine, mark)
@@ -79,6 +93,13 @@ def observe(instance: str, only: HostName | None = None) -> Actual:
         aliases=tuple(machine.aliases),
         namespaces=tuple(_found(inside)),
         elsewhere=tuple(machine.elsewhere),
+        host_routes=tuple(machine.host_routes),
+        proxies=proxies,
+        forwards=frozenset(
+            version
+            for version in (4, 6)
+            if sysctl.read(f"ipv{version}/conf/all/forwarding") == "1"
+        ),
     )
 
 
@@ -104,6 +125,7 @@ class _View:
     routes: list[DefaultRoute] = field(default_factory=list)
     aliases: list[Alias] = field(default_factory=list)
     elsewhere: list[IPAddress] = field(default_factory=list)
+    host_routes: list[HostRoute] = field(default_factory=list)
 
 
 def _namespace(name: str, machine: _View, mark: int) -> Namespace | None:
@@ -117,6 +139,8 @@ def _namespace(name: str, machine: _View, mark: int) -> Namespace | None:
         if link.name == names.INSIDE_LINK:
             below = machine.links.get(view.below[index])
             found = replace(link, below=below.name if below else "")
+            if below is not None and below.router:
+                found = replace(found, neighbours=_neighbours(names.ROUTER_HARDWARE))
     gateways = [r.gateway for r in view.routes if r.link == names.INSIDE_LINK]
     return Namespace(
         name,
@@ -139,14 +163,67 @@ def _look(mark: int) -> _View:
     view = _View()
     name_of = {index: messages.text_in(found, _NAME) for index, _, found in links}
     own = _addresses(addresses, view, name_of, mark)
-    networks = _routes(routes, view, name_of)
+    networks = _routes(routes, view, name_of, mark)
     for index, flags, found in links:
         view.links[index] = _link(
             flags, found, name_of, mark, own.get(index, []), networks.get(index, [])
         )
         apart = _APART in found
         view.below[index] = messages.number_in(found, _BELOW) if apart else 0
+    _see_routed(view)
     return view
+
+
+def _see_routed(view: _View) -> None:
+    """Note what our ends of routed uplinks know of their other ends."""
+    routed = [index for index, link in view.links.items() if link.router]
+    if not routed:
+        return
+    known = _permanent(names.INSIDE_HARDWARE)
+    for index in routed:
+        link = view.links[index]
+        view.links[index] = replace(link, neighbours=tuple(known.get(index, ())))
+
+
+def _neighbours(hardware: str) -> tuple[IPAddress, ...]:
+    """Return whom the links of this namespace know at a hardware address."""
+    return tuple(each for found in _permanent(hardware).values() for each in found)
+
+
+def _permanent(hardware: str) -> dict[int, list[IPAddress]]:
+    """Return by link who is known to be at a hardware address, for good."""
+    wanted = bytes.fromhex(hardware.replace(":", ""))
+    found: dict[int, list[IPAddress]] = defaultdict(list)
+    with Kernel() as kernel:
+        for each in kernel.dump(messages.GET_NEIGHBOUR, messages.neighbour_filter()):
+            index, state, _, facts = messages.neighbour_facts(each)
+            there = bytes(facts.get(messages.NEIGHBOUR_HARDWARE, b""))
+            if state & messages.PERMANENT and there == wanted:
+                found[index].append(messages.address_in(facts[_FAR]))
+    return found
+
+
+def _proxies(machine: _View) -> tuple[Proxy, ...]:
+    """Return the addresses that the machine answers for.
+
+    An entry has no room for a mark. It is ours if it says that vnsmail made it, and no
+    other root has a route to the address: one that has lost its route leads nowhere.
+    """
+    elsewhere = set(machine.elsewhere)
+    found: list[Proxy] = []
+    with Kernel() as kernel:
+        for each in kernel.dump(
+            messages.GET_NEIGHBOUR, messages.neighbour_filter(proxy=True)
+        ):
+            index, _, _, facts = messages.neighbour_facts(each)
+            if index not in machine.links or _FAR not in facts:
+                continue
+            address = messages.address_in(facts[_FAR])
+            maker = bytes(facts.get(messages.NEIGHBOUR_PROTOCOL, b"\0"))[0]
+            known = maker == names.PROTOCOL
+            ours = known and address not in elsewhere
+            found.append(Proxy(machine.links[index].name, address, ours, known))
+    return tuple(found)
 
 
 def _addresses(
@@ -169,17 +246,25 @@ def _addresses(
 
 
 def _routes(
-    found: list[memoryview], view: _View, name_of: Mapping[int, str]
+    found: list[memoryview], view: _View, name_of: Mapping[int, str], mark: int
 ) -> dict[int, list[Network]]:
-    """Return the networks that are straight on each link; note default routes."""
+    """Return the networks that are straight on each link; note the other routes."""
     networks: dict[int, list[Network]] = defaultdict(list)
     for message in found:
         family, length, table, kind, facts = messages.route_facts(message)
         if table != messages.MAIN_TABLE or kind != messages.UNICAST:
             continue
+        metric = messages.number_in(facts, _PRIORITY)
+        if names.is_mark(metric) and _DESTINATION in facts:
+            address = messages.address_in(facts[_DESTINATION])
+            if metric != mark:
+                view.elsewhere.append(address)
+            else:
+                out = name_of.get(messages.number_in(facts, _OUT), "")
+                view.host_routes.append(HostRoute(address, out))
+            continue
         for index, gateway in _hops(family, facts):
             if length == 0:
-                metric = messages.number_in(facts, _PRIORITY)
                 route = DefaultRoute(gateway, name_of.get(index, ""), metric)
                 view.routes.append(route)
             elif gateway in NO_GATEWAY:
@@ -199,17 +284,48 @@ def _link(
 ) -> Link:
     info = messages.attributes(found[_INFO]) if _INFO in found else {}
     reached = [a.network for a in own] + networks
+    ours = messages.number_in(found, _GROUP) == mark
+    master = name_of.get(messages.number_in(found, _MASTER), "")
     return Link(
         name=messages.text_in(found, _NAME),
         kind=messages.text_in(info, 1),
         up=bool(flags & messages.UP),
         mtu=messages.number_in(found, _MTU),
         loopback=bool(flags & _LOOPBACK),
-        ours=messages.number_in(found, _GROUP) == mark,
-        master=name_of.get(messages.number_in(found, _MASTER), ""),
+        ours=ours,
+        master=master,
         addresses=tuple(own),
         networks=tuple(dict.fromkeys(reached)),
+        router=ours and bytes(found.get(messages.HARDWARE, b"")) == _ROUTER,
+        settings=_NONE if master else _settings(found),
     )
+
+
+def _settings(found: Attributes) -> Settings:
+    """Return how the kernel treats a link, as far as that is of interest."""
+    if _SPECIFIC not in found:
+        return _NONE
+    parts = messages.attributes(found[_SPECIFIC])
+    four = messages.attributes(parts.get(messages.IPV4, _NOTHING)).get(_SETTINGS4)
+    six = messages.attributes(parts.get(messages.IPV6, _NOTHING)).get(_SETTINGS6)
+    forwarding4 = _setting(four, _FORWARDING4)
+    if six is None:
+        return Settings(forwarding4 or 0)
+    return Settings(
+        forwarding4=forwarding4 or 0,
+        forwarding6=_setting(six, _FORWARDING6) or 0,
+        forced6=_setting(six, _FORCED6),
+        accept_ra=_setting(six, _ACCEPT_RA) or 0,
+        proxy_ndp=_setting(six, _PROXY_NDP) or 0,
+        off6=_setting(six, _OFF6) or 0,
+    )
+
+
+def _setting(values: memoryview | None, number: int) -> int | None:
+    """Return a setting; None if the kernel is older than it."""
+    if values is None or len(values) < 4 * number + 4:
+        return None
+    return int(_VALUE.unpack_from(values, 4 * number)[0])
 
 
 def _address(length: int, facts: Attributes) -> SourceAddress:

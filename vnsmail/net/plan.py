@@ -8,6 +8,7 @@ address can move from one host to another; nothing is named in a plan that is no
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from vnsmail.errors import Taken
 from vnsmail.model import (
@@ -23,9 +24,11 @@ from vnsmail.net import names
 from vnsmail.net.choose import choose_gateways, choose_link
 from vnsmail.net.facts import Actual, Alias, Desired, Link, Namespace
 from vnsmail.net.fit import reduced
+from vnsmail.net.routed import Routing
 from vnsmail.net.steps import (
     AddAddress,
     AddAlias,
+    AddNeighbour,
     Connect,
     JoinBridge,
     MakeNamespace,
@@ -77,11 +80,14 @@ def plan(
     kept = {(a.link, a.address) for a in actual.aliases if a.quiet} & aliases.keys()
     if only is not None:
         there = there.of(only, instance)
+    routing = Routing(inside, actual, instance, only)
     return (
+        *routing.surplus(),
         *_surplus(hosts, there),
         *(step for host in hosts for step in host.surplus()),
         *_surplus_aliases(actual.aliases, kept),
         *(step for host in hosts for step in host.missing()),
+        *routing.missing({host.port for host in hosts if host.is_kept}),
         *(
             AddAlias(link, address, host.name)
             for (link, address), host in aliases.items()
@@ -145,7 +151,7 @@ def _surplus_aliases(
 def _refuse_same_ports(hosts: Iterable[VirtualHost], instance: str) -> None:
     holders: dict[str, HostName] = {}
     for host in hosts:
-        if host.uplink is Uplink.BRIDGE:
+        if host.uplink in {Uplink.BRIDGE, Uplink.ROUTED}:
             port = names.link(instance, host.name)
             holder = holders.setdefault(port, host.name)
             if holder != host.name:
@@ -159,13 +165,29 @@ class _Host:
     def __init__(self, facts: VirtualHost, there: _There, instance: str) -> None:
         self.facts = facts
         self.namespace = names.namespace(instance, facts.name)
-        bridged = facts.uplink is Uplink.BRIDGE
-        self.port = names.link(instance, facts.name) if bridged else ""
+        self._routed = facts.uplink is Uplink.ROUTED
+        paired = facts.uplink in {Uplink.BRIDGE, Uplink.ROUTED}
+        self.port = names.link(instance, facts.name) if paired else ""
+        self._addresses, self._routers = facts.addresses, facts.gateways
+        if self._routed:
+            # Alone on its wire, it reaches everybody by the machine.
+            self._addresses = tuple(
+                SourceAddress(a.address, a.address.max_prefixlen)
+                for a in facts.addresses
+            )
+            self._routers = tuple(
+                ip_address(names.ROUTERS[family]) for family in sorted(facts.families)
+            )
         self._there = there
         self._found = there.namespaces.get(self.namespace)
         self._outer = there.ours(self.port)
         self._old = self._found.link if self._found else None
         self._kept = self._old if self._old and self._fits(self._old) else None
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether its link is there and stays."""
+        return self._kept is not None
 
     def surplus(self) -> Iterator[Step]:
         """Return the steps that take away what the host should not have."""
@@ -177,7 +199,7 @@ class _Host:
                 yield RemoveLink(self._old.name, self.namespace)
             return
         for gateway in self._gateways():
-            if gateway not in self.facts.gateways:
+            if gateway not in self._routers:
                 yield RemoveGateway(self.namespace, gateway)
         for address in self._lost():
             yield RemoveAddress(self.namespace, address)
@@ -190,13 +212,16 @@ class _Host:
             yield SetUp(self.namespace, "lo")
         yield from self._missing_link()
         if self.port and not (self._kept and self._outer and self._outer.up):
-            yield SetPortUp(self.port, self.facts.name)
+            ipv6 = self._routed and Family.IPV6 in self.facts.families
+            yield SetPortUp(self.port, self.facts.name, ipv6)
         had = self._kept.addresses if self._kept else ()
-        for address in self.facts.addresses:
+        for address in self._addresses:
             if address not in had:
                 yield AddAddress(self.namespace, address)
         if not (self._kept and self._kept.up):
             yield SetUp(self.namespace)
+        if self._routed:
+            yield from self._missing_neighbours()
         yield from self._missing_gateways()
 
     def _missing_link(self) -> Iterator[Step]:
@@ -214,7 +239,7 @@ class _Host:
             return
         if self._outer is not None:
             # A bridge that was removed and made again has lost its ports, not they it.
-            if self._outer.master != self.facts.link:
+            if not self._routed and self._outer.master != self.facts.link:
                 yield JoinBridge(self.port, self.facts.link)
             # Larger packets than the bridge carries are lost without a word. It would
             # itself carry no larger ones than its smallest port does.
@@ -223,22 +248,31 @@ class _Host:
         if self._kept.mtu != mtu:
             yield SetMtu(self._kept.name, mtu, self.namespace)
 
+    def _missing_neighbours(self) -> Iterator[Step]:
+        # The kernel forgets them when the link is set down, or has no address.
+        forgotten = {address.family for address in self._lost()}
+        known = self._kept.neighbours if self._kept and self._kept.up else ()
+        for router in self._routers:
+            if router not in known or Family(router.version) in forgotten:
+                yield AddNeighbour(
+                    self.namespace, names.INSIDE_LINK, router, names.ROUTER_HARDWARE
+                )
+
     def _missing_gateways(self) -> Iterator[Step]:
         # The kernel forgets routes when their address goes or their link is down.
         forgotten = {address.family for address in self._lost()}
         if self._kept is None or not self._kept.up:
             forgotten = set(Family)
         had = self._gateways()
-        for gateway in self.facts.gateways:
+        for gateway in self._routers:
             if gateway not in had or Family(gateway.version) in forgotten:
-                near = any(gateway in a.network for a in self.facts.addresses)
-                yield SetGateway(
-                    self.namespace, gateway, not (near or gateway.is_link_local)
-                )
+                near = any(gateway in a.network for a in self._addresses)
+                near = near or (gateway.version == 6 and gateway.is_link_local)
+                yield SetGateway(self.namespace, gateway, not near)
 
     def _lost(self) -> list[SourceAddress]:
         had = self._kept.addresses if self._kept else ()
-        return [address for address in had if address not in self.facts.addresses]
+        return [address for address in had if address not in self._addresses]
 
     def _gateways(self) -> tuple[IPAddress, ...]:
         return self._found.gateways if self._kept and self._found else ()
@@ -246,11 +280,18 @@ class _Host:
     def _fits(self, link: Link) -> bool:
         """Return whether the namespace's link leads where it should."""
         if self.port:
-            return link.kind == "veth" and link.below == self.port and bool(self._outer)
+            return (
+                link.kind == "veth"
+                and link.below == self.port
+                and self._outer is not None
+                and self._outer.router == self._routed
+            )
         return link.kind == "macvlan" and link.below == self.facts.link
 
     def _mtu(self) -> int:
         return reduced(self.facts.mtu, self._there.links.get(self.facts.link))
 
     def _outer_mtu(self) -> int:
+        if self._routed:
+            return self._mtu()
         return reduced(None, self._there.links.get(self.facts.link))

@@ -25,11 +25,17 @@ from vnsmail.net.messages import (
 from vnsmail.net.steps import (
     AddAddress,
     AddAlias,
+    AddNeighbour,
+    AddProxy,
+    AddRoute,
     Connect,
     JoinBridge,
     RemoveAddress,
     RemoveAlias,
     RemoveGateway,
+    RemoveNeighbour,
+    RemoveProxy,
+    RemoveRoute,
     SetGateway,
     SetMtu,
     SetUp,
@@ -74,17 +80,28 @@ def connect(step: Connect, index: Index, mark: int, fd: int) -> bytes:
             name=names.INSIDE_LINK,
         )
         return message(messages.NEW_LINK, CREATE | EXCLUSIVE, body)
-    peer = attribute(_PEER, messages.link(mtu, into, name=names.INSIDE_LINK))
-    hardware = bytes.fromhex(names.port_address(step.link).replace(":", ""))
+    if step.uplink is Uplink.ROUTED:
+        inside = [attribute(_HARDWARE, _octets(names.INSIDE_HARDWARE))]
+        outside = [attribute(_HARDWARE, _octets(names.ROUTER_HARDWARE))]
+    else:
+        inside = []
+        outside = [
+            number(_MASTER, index(step.link)),
+            attribute(_HARDWARE, _octets(names.port_address(step.link))),
+        ]
+    peer = attribute(_PEER, messages.link(mtu, into, *inside, name=names.INSIDE_LINK))
     body = messages.link(
         ours,
         number(_MTU, step.outer_mtu),
-        number(_MASTER, index(step.link)),
-        attribute(_HARDWARE, hardware),
+        *outside,
         nested(_INFO, text(_KIND, "veth"), nested(_DATA, peer)),
         name=step.port,
     )
     return message(messages.NEW_LINK, CREATE | EXCLUSIVE, body)
+
+
+def _octets(hardware: str) -> bytes:
+    return bytes.fromhex(hardware.replace(":", ""))
 
 
 def loopback_up(mark: int, remark: str) -> bytes:
@@ -203,6 +220,49 @@ def _remove_alias(step: RemoveAlias, index: Index, _: int) -> bytes:
     return message(messages.DEL_ADDRESS, 0, body)
 
 
+def _add_neighbour(step: AddNeighbour, index: Index, _: int) -> bytes:
+    hardware = attribute(messages.NEIGHBOUR_HARDWARE, _octets(step.hardware))
+    body = messages.neighbour(step.address, index(step.link), hardware)
+    return message(messages.NEW_NEIGHBOUR, CREATE | REPLACE, body)
+
+
+def _remove_neighbour(step: RemoveNeighbour, index: Index, _: int) -> bytes:
+    body = messages.neighbour(step.address, index(step.link))
+    return message(messages.DEL_NEIGHBOUR, 0, body)
+
+
+def _host_route(step: AddRoute | RemoveRoute, index: Index, mark: int) -> bytes:
+    return messages.route(
+        messages.family(step.address),
+        messages.destination(step.address),
+        messages.out_of(index(step.link)),
+        messages.metric(mark),
+        prefix_length=step.address.max_prefixlen,
+        any_origin=isinstance(step, RemoveRoute),
+        origin=names.PROTOCOL,
+    )
+
+
+def _add_route(step: AddRoute, index: Index, mark: int) -> bytes:
+    body = _host_route(step, index, mark)
+    return message(messages.NEW_ROUTE, CREATE | REPLACE, body)
+
+
+def _remove_route(step: RemoveRoute, index: Index, mark: int) -> bytes:
+    return message(messages.DEL_ROUTE, 0, _host_route(step, index, mark))
+
+
+def _add_proxy(step: AddProxy, index: Index, _: int) -> bytes:
+    ours = attribute(messages.NEIGHBOUR_PROTOCOL, bytes([names.PROTOCOL]))
+    body = messages.neighbour(step.address, index(step.link), ours, proxy=True)
+    return message(messages.NEW_NEIGHBOUR, CREATE | REPLACE, body)
+
+
+def _remove_proxy(step: RemoveProxy, index: Index, _: int) -> bytes:
+    body = messages.neighbour(step.address, index(step.link), proxy=True)
+    return message(messages.DEL_NEIGHBOUR, 0, body)
+
+
 # The table -------------------------------------------------------------------------
 
 _Request: TypeAlias = Callable[[Any, Index, int], bytes]
@@ -219,5 +279,11 @@ REQUESTS: dict[type[Step], tuple[_Request, set[int]]] = {
     RemoveGateway: (_remove_gateway, NO_DEVICE | {errno.ESRCH}),
     AddAlias: (_add_alias, set()),
     RemoveAlias: (_remove_alias, NO_DEVICE | {errno.EADDRNOTAVAIL}),
+    AddNeighbour: (_add_neighbour, set()),
+    RemoveNeighbour: (_remove_neighbour, NO_DEVICE | {errno.ENOENT}),
+    AddRoute: (_add_route, {errno.EEXIST}),
+    RemoveRoute: (_remove_route, NO_DEVICE | {errno.ESRCH}),
+    AddProxy: (_add_proxy, {errno.EEXIST}),
+    RemoveProxy: (_remove_proxy, NO_DEVICE | {errno.ENOENT}),
 }
 """What asks the kernel for a step, and the errors that say it is as wanted already."""

@@ -55,6 +55,8 @@ class Connect:
     def describe(self) -> str:
         if self.uplink is Uplink.BRIDGE:
             return f"connect {self.into} to bridge {self.link} by veth {self.port}"
+        if self.uplink is Uplink.ROUTED:
+            return f"connect {self.into} to the machine by veth {self.port}"
         return f"connect {self.into} to {self.link} by {self.uplink}"
 
 
@@ -110,6 +112,8 @@ class SetPortUp:
 
     port: str
     host: HostName
+    ipv6: bool = False
+    """It speaks IPv6; a port of a bridge does not, nor one without such an address."""
     namespace: ClassVar[str] = ""
 
     def describe(self) -> str:
@@ -187,6 +191,98 @@ class RemoveAlias:
         return f"remove address {self.address} from {self.link}"
 
 
+@dataclass(frozen=True, slots=True)
+class AddNeighbour:
+    """Let a link know the hardware address of its other end."""
+
+    namespace: str
+    link: str
+    address: IPAddress
+    hardware: str
+
+    def describe(self) -> str:
+        return f"add neighbour {self.address}{_over(self.link, self.namespace)}"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveNeighbour:
+    """Forget who is at the other end of a link of ours."""
+
+    link: str
+    address: IPAddress
+    namespace: ClassVar[str] = ""
+
+    def describe(self) -> str:
+        return f"remove neighbour {self.address} on {self.link}"
+
+
+@dataclass(frozen=True, slots=True)
+class AddRoute:
+    """Route one address into a routed uplink."""
+
+    address: IPAddress
+    link: str
+    namespace: ClassVar[str] = ""
+
+    def describe(self) -> str:
+        return f"add route to {self.address} on {self.link}"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveRoute:
+    """Route an address no longer."""
+
+    address: IPAddress
+    link: str
+    namespace: ClassVar[str] = ""
+
+    def describe(self) -> str:
+        return f"remove route to {self.address} on {self.link}"
+
+
+@dataclass(frozen=True, slots=True)
+class AddProxy:
+    """Answer for an address on a link of the machine (ARP, neighbour discovery)."""
+
+    link: str
+    address: IPAddress
+    namespace: ClassVar[str] = ""
+
+    def describe(self) -> str:
+        return f"answer for {self.address} on {self.link}"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveProxy:
+    """Answer for an address no longer."""
+
+    link: str
+    address: IPAddress
+    namespace: ClassVar[str] = ""
+
+    def describe(self) -> str:
+        return f"answer no more for {self.address} on {self.link}"
+
+
+@dataclass(frozen=True, slots=True)
+class SetSetting:
+    """Set how the kernel treats a link of the machine (ip-sysctl)."""
+
+    version: int
+    link: str
+    name: str
+    value: int
+    namespace: ClassVar[str] = ""
+
+    def describe(self) -> str:
+        return f"set net.ipv{self.version}.conf.{self.link}.{self.name} to {self.value}"
+
+    @property
+    def path(self) -> str:
+        """Below /proc/sys/net; there a link's name may have a dot."""
+        return f"ipv{self.version}/conf/{self.link}/{self.name}"
+
+
 Step: TypeAlias = (
     MakeNamespace
     | RemoveNamespace
@@ -202,11 +298,22 @@ Step: TypeAlias = (
     | RemoveGateway
     | AddAlias
     | RemoveAlias
+    | AddNeighbour
+    | RemoveNeighbour
+    | AddRoute
+    | RemoveRoute
+    | AddProxy
+    | RemoveProxy
+    | SetSetting
 )
 
 
 def _within(namespace: str) -> str:
     return f" in {namespace}" if namespace else ""
+
+
+def _over(link: str, namespace: str) -> str:
+    return f" on {link}{_within(namespace)}"
 
 
 def _on_link(namespace: str) -> str:

@@ -27,3 +27,11 @@ def read(name: str) -> str:
             return file.read().strip()
     except FileNotFoundError:
         return ""
+
+
+def links() -> list[str]:
+    """Return the links that have settings of IPv6."""
+    with contextlib.suppress(FileNotFoundError):
+        found = set(os.listdir(f"{_FOLDER}ipv6/conf"))
+        return sorted(found - {"all", "default"})
+    return []

@@ -336,6 +336,8 @@ class Guarded(_Message, frozen=True):
     dropped_bytes: int = 0
     borrowed_packets: int = 0
     """Of others' sockets, from an address of the host."""
+    forged_packets: int = 0
+    """Out of its namespace to the machine, from an address that is not the host's."""
 
 
 class Done(_Message, frozen=True):

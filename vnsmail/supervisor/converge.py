@@ -159,7 +159,8 @@ def _tenant(declared: DeclaredHost, before: Tenant | None, actual: Actual) -> Te
         helo=table.helo,
         authentication=table.authentication,
     )
-    if host.context is Context.NAMESPACE and table.gateways is None:
+    routers = host.context is Context.NAMESPACE and uplink is not Uplink.ROUTED
+    if routers and table.gateways is None:
         host = replace(host, gateways=_gateways(host, old, actual))
     check(host, actual, old)
     users = table.users

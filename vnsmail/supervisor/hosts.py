@@ -155,6 +155,7 @@ class Hosts:
                 return control.Planned(described, changed=False)
             self._directory.add_host(host)
             try:
+                await self._network.fence(wanted)
                 await self._network.apply(steps)
                 await self._network.guard_host(host, wanted)
                 prepare_owner(self._layout, Owner(host.name), self._account)

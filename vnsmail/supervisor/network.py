@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from vnsmail.errors import GuardUnavailable, NetworkStepFailed, Taken
 from vnsmail.log import logger
-from vnsmail.model import Context, HostName, SourceAddress, VirtualHost
+from vnsmail.model import Context, HostName, SourceAddress, Uplink, VirtualHost
 from vnsmail.net import cgroups, guard, names
 from vnsmail.net.apply import apply
 from vnsmail.net.guard_rules import SMTP_PORTS
@@ -41,6 +41,8 @@ class Network:
         self.lingering: dict[HostName, tuple[SourceAddress, ...]] = {}
         """Addresses that hosts have no more, and that stay until nothing is said from
         or to them. In no file: a supervisor that starts anew removes them at once."""
+        self._fenced = True
+        """There may be a fence; it is not known before it was asked for."""
 
     async def observe(self, only: HostName | None = None) -> Actual:
         """Return the network as it is.
@@ -187,9 +189,42 @@ class Network:
         again, for somebody may have taken some out.
         """
         lasting = self._with_lingering(hosts)
-        return await self._guard(
+        renewed = await self._guard(
             hosts, lambda: guard.apply(lasting, self._instance, self._ports, anew=anew)
         )
+        routed = [host for host in hosts if host.uplink is Uplink.ROUTED]
+        try:
+            if await self.fence(hosts, anew=anew):
+                renewed |= {host.name for host in routed}
+        except GuardUnavailable as error:
+            self._unguarded |= {host.name: str(error) for host in routed}
+            log.warning("fence.unavailable", reason=str(error))
+        return renewed
+
+    async def fence(self, hosts: Sequence[VirtualHost], *, anew: bool = False) -> bool:
+        """Let the machine forward only what is of these hosts, or for them.
+
+        Whoever is routed is fenced first. Returns whether the fence was not as wanted;
+        with ``anew`` it is written again.
+
+        Raises:
+            GuardUnavailable: it cannot be; none of them must be routed.
+        """
+        lasting = self._with_lingering(hosts)
+        routed = [host for host in lasting if host.uplink is Uplink.ROUTED]
+        if not routed and not self._fenced:
+            return False
+        self._fenced = True
+        try:
+            changed = await _to_the_end(
+                lambda: guard.fence(routed, self._instance, anew=anew)
+            )
+        except GuardUnavailable:
+            if routed:
+                raise
+            return False
+        self._fenced = bool(routed)
+        return changed
 
     async def guard_host(
         self,
@@ -219,6 +254,8 @@ class Network:
             await _to_the_end(lambda: cgroups.remove(self._instance, name))
         # That of a namespace went with it.
         await self._guard_aliases(hosts)
+        with contextlib.suppress(GuardUnavailable):
+            await self.fence(list(hosts))
 
     async def guarded(self, host: VirtualHost) -> control.Guarded:
         """Return how a host is guarded, and what was stopped."""
@@ -234,13 +271,18 @@ class Network:
             counter.dropped_packets,
             counter.dropped_bytes,
             counter.borrowed_packets,
+            counter.forged_packets,
         )
 
     async def _guard_aliases(
         self, hosts: Iterable[VirtualHost], *, anew: bool = False
     ) -> None:
-        aliases = [host for host in hosts if host.context is Context.ALIAS]
-        await self.guard(aliases, anew=anew)
+        lasting = self._with_lingering(hosts)
+        aliases = [host for host in lasting if host.context is Context.ALIAS]
+        await self._guard(
+            aliases,
+            lambda: guard.apply(aliases, self._instance, self._ports, anew=anew),
+        )
 
     async def _guard(
         self, hosts: Iterable[VirtualHost], change: Callable[[], object]
@@ -267,6 +309,12 @@ class Network:
         problems: dict[HostName, str],
         only: Collection[HostName] | None,
     ) -> None:
+        try:
+            await self.fence([*hosts, *going])
+        except GuardUnavailable as error:
+            unfenced = {h.name for h in hosts if h.uplink is Uplink.ROUTED}
+            problems |= dict.fromkeys(unfenced, str(error))
+            hosts = [host for host in hosts if host.name not in unfenced]
         steps = self.steps(hosts, await self.observe())
         holders = self._holders((*going, *hosts))
         # What was half made for one that cannot be had is of none of these hosts.
@@ -309,7 +357,7 @@ def _things(instance: str, host: VirtualHost) -> Iterator[object]:
     yield host.name
     yield names.namespace(instance, host.name)
     yield names.link(instance, host.name)
-    if host.context is Context.ALIAS:
+    if host.context is Context.ALIAS or host.uplink is Uplink.ROUTED:
         yield from (each.address for each in host.addresses)
 
 
