@@ -8,6 +8,7 @@ root keeps everything below one folder.
     /etc/vnsmail/vnsmail.toml         DIR/vnsmail.toml      settings, optional
     /var/lib/vnsmail/directory.db     DIR/directory.db      which hosts should exist
     /var/lib/vnsmail/hosts/HOST/      DIR/hosts/HOST/       queue.db, body/, mail/USER/
+    /var/lib/vnsmail/tls/HOST/        DIR/tls/HOST/         certificates and keys
     /var/lib/vnsmail/machine/         DIR/machine/          queue.db of the machine
     /run/vnsmail/                     DIR/run/              control socket, pid, log
 
@@ -21,7 +22,7 @@ import socket
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import (
     AfterValidator,
@@ -29,7 +30,9 @@ from pydantic import (
     ConfigDict,
     Field,
     IPvAnyAddress,
+    IPvAnyNetwork,
     ValidationError,
+    model_validator,
 )
 from pydantic_core import ErrorDetails
 
@@ -60,6 +63,11 @@ class Layout:
     @property
     def hosts(self) -> Path:
         return self.state / "hosts"
+
+    @property
+    def certificates(self) -> Path:
+        """Certificates with their keys, which workers cannot read."""
+        return self.state / "tls"
 
     @property
     def control_socket(self) -> Path:
@@ -169,6 +177,10 @@ class SmtpSettings(_Table):
 
     port: Number = Field(default=25, ge=1, le=65535)
     """Port listened on and connected to."""
+    submission_port: Number = Field(default=587, ge=0, le=65535)
+    """Port for users who sign in, with STARTTLS (RFC 6409); 0: none."""
+    submissions_port: Number = Field(default=465, ge=0, le=65535)
+    """The same with TLS from the beginning (RFC 8314); 0: none."""
     max_message_size: Number = Field(default=50 * 1024 * 1024, ge=64 * 1024)
     """Bytes; announced with SIZE (RFC 1870)."""
     max_recipients: Number = Field(default=1000, ge=100)
@@ -176,6 +188,33 @@ class SmtpSettings(_Table):
     command_timeout: Seconds = 300.0
     connect_timeout: Seconds = 30.0
     data_timeout: Seconds = 600.0
+    handshake_timeout: Seconds = 30.0
+    """Seconds a client gets for a handshake of TLS."""
+    session_timeout: Seconds = 1800.0
+    """Seconds of a received session in which no message is taken."""
+    max_sessions: Number = Field(default=500, ge=1)
+    """Sessions that one virtual host receives at a time."""
+    max_sessions_per_address: Number = Field(default=50, ge=1)
+    """Of those, sessions from one address."""
+    strict_8bit: bool = Field(default=False, strict=True)
+    """Refuse text beyond ASCII wherever BODY=8BITMIME (RFC 6152) was not said."""
+    proxy_from: tuple[IPvAnyNetwork, ...] = ()
+    """Proxies: from there, and only there, connections begin with a PROXY header of
+    version 2, which says who the client is."""
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        ports = [self.port, self.submission_port, self.submissions_port]
+        used = [port for port in ports if port]
+        if len(set(used)) != len(used):
+            raise ValueError("port, submission_port and submissions_port must differ")
+        return self
+
+    @property
+    def listening_ports(self) -> tuple[int, ...]:
+        """All ports that virtual hosts listen on."""
+        ports = (self.port, self.submission_port, self.submissions_port)
+        return tuple(port for port in ports if port)
 
 
 class UsersSettings(_Table):

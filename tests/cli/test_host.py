@@ -273,7 +273,16 @@ sessions   1
 queued     2
 deferred   3
 oldest     1m0s
-guard      on; 3 packets from a wrong source and 1 of others from its addresses were dropped"""
+guard      on; 3 packets from a wrong source and 1 of others from its addresses were dropped
+certificates  alpha.example; self-signed, until 2027-01-15, SHA-256 abcd"""
+
+CERTIFICATES = control.Certificates(
+    (
+        control.CertificateFacts(
+            "", ("alpha.example",), "CN=alpha", 1_800_000_000.0, "abcd", True
+        ),
+    )
+)
 
 REPORT = OwnerReport("alpha.example", ("10.77.0.11:25",), 1, 2, 3, NOW - 60, "")
 
@@ -282,6 +291,7 @@ REPORT = OwnerReport("alpha.example", ("10.77.0.11:25",), 1, 2, 3, NOW - 60, "")
 def test_show(vnsmail, supervisor, root):
     """What it should be, and how it is."""
     supervisor.answers[control.GetStatus] = status(REPORT)
+    supervisor.answers[control.GetCertificates] = CERTIFICATES
     supervisor.answers[control.GetGuard] = control.Guarded("", 3, 180, 1)
     done = vnsmail("host", "show", "ALPHA.example")
 
@@ -297,6 +307,7 @@ def test_show(vnsmail, supervisor, root):
 def test_show_json(vnsmail, supervisor):
     """The same for programs."""
     supervisor.answers[control.GetStatus] = status(REPORT)
+    supervisor.answers[control.GetCertificates] = CERTIFICATES
     supervisor.answers[control.GetGuard] = control.Guarded("", 3, 180, 1)
     found = vnsmail("host", "show", "alpha.example", "--json").json
 
@@ -304,7 +315,7 @@ def test_show_json(vnsmail, supervisor):
         *("name", "context", "addresses", "domains", "link", "uplink", "gateways"),
         *("mtu", "vlan", "helo", *PLAIN),
         *("users", "namespace", "state", "listening", "sessions", "queued"),
-        *("deferred", "oldest", "guard"),
+        *("deferred", "oldest", "guard", "certificates"),
     } == set(found)
     assert 180 == found["guard"]["dropped_bytes"]
     assert ["ann", "bob"] == found["users"]
@@ -326,6 +337,7 @@ def test_show_json(vnsmail, supervisor):
 def test_states(vnsmail, supervisor, answer, state):
     """What keeps a host's mail from flowing is its state."""
     supervisor.answers[control.GetStatus] = answer
+    supervisor.answers[control.GetCertificates] = CERTIFICATES
     supervisor.answers[control.GetGuard] = control.Guarded("no nftables here")
 
     found = vnsmail("host", "show", "beta.example", "--json").json

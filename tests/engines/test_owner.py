@@ -11,7 +11,7 @@ from vnsmail.channel import MAX_MESSAGE
 from vnsmail.delivery.agent import DeliveryAgent
 from vnsmail.engines import owner as owner_module
 from vnsmail.engines import protocol
-from vnsmail.engines.owner import PortInUse
+from vnsmail.engines.doors import PortInUse
 from vnsmail.errors import (
     BadInput,
     BrokerRefused,

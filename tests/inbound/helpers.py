@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
+import ssl
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vnsmail.inbound.accept import AcceptPolicy
-from vnsmail.inbound.session import Receiver, ReceiverFacts, Shared
+from vnsmail.inbound.session import MX, Receiver
+from vnsmail.inbound.shared import Door, ReceiverFacts, Shared
 from vnsmail.model import Envelope, IPAddress, Owner
 from vnsmail.queue.body import INCOMING
 
@@ -20,6 +22,7 @@ PEER: IPAddress = ipaddress.ip_address("10.77.0.21")
 GREETING = b"220 alpha.example ESMTP vnsmail\r\n"
 TO_ANN = b"EHLO mx1.north.example\r\nMAIL FROM:<bob@north.example>\r\n"
 TO_ANN += b"RCPT TO:<ann@alpha.example>\r\nDATA\r\n"
+HELLO_TLS = TO_ANN
 
 
 def facts_in(folder: Path, **changes: Any) -> ReceiverFacts:
@@ -135,6 +138,68 @@ class Client:
         self.sock.close()
 
 
+class TlsClient:
+    """A client within TLS, on top of another one's socket."""
+
+    def __init__(self, client: Client, context: ssl.SSLContext) -> None:
+        self._client = client
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._in, self._out)
+        self._seen = b""
+
+    @property
+    def certificate(self) -> bytes | None:
+        return self._tls.getpeercert(binary_form=True)
+
+    async def shake_hands(self) -> None:
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._client.say(self._out.read())
+                await self._more()
+            else:
+                await self._client.say(self._out.read())
+                return
+
+    async def say(self, data: bytes) -> None:
+        for at in range(0, len(data), 16_384):
+            self._tls.write(data[at : at + 16_384])
+            await self._client.say(self._out.read())
+
+    async def hear(self, until: bytes) -> bytes:
+        while until not in self._seen:
+            if not await self._read():
+                message = f"ended before {until!r}: {self._seen!r}"
+                raise EOFError(message)
+        end = self._seen.index(until) + len(until)
+        heard, self._seen = self._seen[:end], self._seen[end:]
+        return heard
+
+    async def rest(self) -> bytes:
+        while await self._read():
+            pass
+        return self._seen
+
+    async def _read(self) -> bool:
+        while True:
+            try:
+                data = self._tls.read(65536)
+            except ssl.SSLWantReadError:
+                if not await self._more():
+                    return False
+            except ssl.SSLZeroReturnError:
+                return False
+            else:
+                self._seen += data
+                return bool(data)
+
+    async def _more(self) -> bool:
+        data = await asyncio.get_running_loop().sock_recv(self._client.sock, 65536)
+        self._in.write(data)
+        return bool(data)
+
+
 class HeldExecutor(Executor):
     """Holds the first thing it is given until it is told to go on."""
 
@@ -174,11 +239,13 @@ class House:
         )
         self.clients: list[Client] = []
 
-    async def connect(self, peer: IPAddress | None = PEER) -> tuple[Client, Receiver]:
+    async def connect(
+        self, peer: IPAddress | None = PEER, door: Door = MX
+    ) -> tuple[Client, Receiver]:
         here, there = socket.socketpair()
         here.setblocking(False)
         _, receiver = await asyncio.get_running_loop().connect_accepted_socket(
-            lambda: Receiver(self.shared, peer), here
+            lambda: Receiver(self.shared, peer, door), here
         )
         client = Client(there)
         self.clients.append(client)

@@ -210,7 +210,7 @@ async def test_they_are_introduced(below, order):
         await below.child(name).start()
     configure = next(what for name, what in below.log if name == "broker")
 
-    assert (2525,) == configure.ports
+    assert (2525, 587, 465) == configure.ports
     assert ("192.0.2.53",) == configure.resolvers
     assert ("broker", "Attach") in below.said
     assert below.said.index(("broker", "Attach")) < below.said.index(

@@ -88,6 +88,7 @@ class _Patient:
             ("network", self._look_at_network),
             ("addresses", self._look_at_doors),
             ("hosts", self._look_at_hosts),
+            ("certificates", self._look_at_certificates),
             ("names", self._look_at_names),
             ("machine", self._look_at_machine),
         ):
@@ -209,6 +210,16 @@ class _Patient:
             text = f"{path}: {database.reason(error)}"
             return Finding("queue", name, "wrong", text, "free it, or put back a copy")
         return Finding("queue", name, "ok", f"{count} messages")
+
+    def _look_at_certificates(self) -> Iterator[Finding]:
+        from vnsmail.supervisor.certificates import (  # noqa: PLC0415
+            Certificates,
+            judged,
+        )
+
+        certificates = Certificates(self._layout)
+        for host in self._hosts:
+            yield from judged(host.name, certificates.listed(host.name), time.time())
 
     def _look_at_names(self) -> Iterator[Finding]:
         from vnsmail.supervisor.main import resolvers  # noqa: PLC0415

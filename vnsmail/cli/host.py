@@ -1,11 +1,12 @@
 """``vnsmail host``: virtual hosts, the tenants of the machine."""
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vnsmail.cli import client
+from vnsmail.cli.certificate import certificate, day, described
 from vnsmail.cli.options import AsJson, DryRun, layout_of
 from vnsmail.cli.render import age, as_json, facts, line, remark, table
 from vnsmail.directory import open_to_read
@@ -96,6 +97,9 @@ def create(
     if not dry_run and not json:
         done = "is created" if answer.changed else "exists already, as asked"
         remark(f"virtual host {name} {done}")
+
+
+app.command()(certificate)
 
 
 @app.command()
@@ -205,7 +209,17 @@ def _live(layout: Layout, name: HostName) -> dict[str, object]:
     problem = dict(status.problems).get(name, "")
     report = next((r for r in status.owners if r.owner == name), None)
     guarded = client.ask(layout, control.GetGuard(name), control.Guarded)
-    return {**_state(report, problem), "guard": _guard(guarded)}
+    found = client.ask(layout, control.GetCertificates(name), control.Certificates)
+    certificates = _certificates(found)
+    return {
+        **_state(report, problem),
+        "guard": _guard(guarded),
+        "certificates": certificates,
+    }
+
+
+def _certificates(found: control.Certificates) -> list[dict[str, object]]:
+    return [described(entry) for entry in found.entries]
 
 
 def _guard(guarded: control.Guarded) -> dict[str, object]:
@@ -221,6 +235,8 @@ def _guard(guarded: control.Guarded) -> dict[str, object]:
 
 def _shown(value: object) -> object:
     """Return a value as people read it."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [_certificate(each) for each in value]
     if not isinstance(value, dict):
         return "yes" if value is True else value
     if "problem" not in value:
@@ -231,6 +247,14 @@ def _shown(value: object) -> object:
     return (
         f"on; {wrong} packets from a wrong source and "
         f"{value['borrowed_packets']} of others from its addresses were dropped"
+    )
+
+
+def _certificate(value: dict[str, Any]) -> str:
+    asked = f"for {value['for']}: " if value["for"] else ""
+    return (
+        f"{asked}{', '.join(value['names'])}; {value['issuer']}, until "
+        f"{day(value['expires'] or 0.0)}, SHA-256 {value['sha256']}"
     )
 
 

@@ -6,13 +6,13 @@ logged, told in its report, and tried again, and never reaches the worker's own 
 
 import asyncio
 import contextlib
-import errno
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -23,6 +23,7 @@ from vnsmail.delivery import outcomes as say
 from vnsmail.delivery.agent import AgentFacts, DeliveryAgent
 from vnsmail.engines.authenticity import Authenticity
 from vnsmail.engines.counters import Counters
+from vnsmail.engines.doors import credentials, listen
 from vnsmail.engines.protocol import OwnerFacts, OwnerReport, QueueEntry, Tally
 from vnsmail.engines.rules import MAIL, OwnerRules
 from vnsmail.errors import (
@@ -33,11 +34,10 @@ from vnsmail.errors import (
     VnsmailError,
 )
 from vnsmail.inbound.accept import Aliased, Taken
-from vnsmail.inbound.admission import MAX_SESSIONS
 from vnsmail.inbound.allowance import HostAllowance
 from vnsmail.inbound.inject import InjectRequest, Prepared, prepare
 from vnsmail.inbound.listeners import Reception
-from vnsmail.inbound.session import Door, ReceiverFacts
+from vnsmail.inbound.shared import ReceiverFacts
 from vnsmail.inbound.tenant import FULL
 from vnsmail.inbound.verifier import Verifier
 from vnsmail.log import logger
@@ -65,21 +65,6 @@ LISTED_RECIPIENTS = 100
 log = logger("owner")
 
 
-class PortInUse(VnsmailError):
-    """Somebody else listens where this host must."""
-
-    def __init__(self, owner: str, address: str, port: int) -> None:
-        super().__init__(owner, address, port)
-        self.owner, self.address, self.port = owner, address, port
-
-    def __str__(self) -> str:
-        return (
-            f"cannot receive for {self.owner}: port {self.port} of {self.address} is in "
-            "use by another program; stop it, or make it listen on other addresses "
-            "(`ss -ltnp` tells which it is)"
-        )
-
-
 class OwnerService:
     """Serves one owner from ``open`` to ``close``.
 
@@ -103,6 +88,7 @@ class OwnerService:
     ) -> None:
         self._facts = facts
         self._rules = OwnerRules(facts, settings, executor, verifier or Verifier())
+        self._tls = credentials(facts.certificates)
         self._settings = settings
         self._sockets = sockets
         self._executor = executor
@@ -111,7 +97,7 @@ class OwnerService:
         self._authenticity = Authenticity(
             facts, settings, self._resolver.answer, executor
         )
-        self._listening: dict[str, str] = {}
+        self._listening: dict[str, tuple[str, ...]] = {}
         self._queue: Queue | None = None
         self._counters: Counters | None = None
         self._allowance: HostAllowance | None = None
@@ -146,7 +132,7 @@ class OwnerService:
         log.info(
             "owner.opened",
             owner=self._facts.owner,
-            listening=[*self._listening.values()],
+            listening=[*chain.from_iterable(self._listening.values())],
         )
 
     async def _count(self, queue: Queue) -> None:
@@ -168,7 +154,7 @@ class OwnerService:
             admitted=self._counted().came_in,
         )
         if self._facts.listen:
-            await self._listen(self._reception, self._facts.addresses)
+            await self._listen(self._reception, self._facts, self._facts.addresses)
         self._agent = self._new_agent(queue)
 
     async def close(self) -> None:
@@ -202,10 +188,12 @@ class OwnerService:
         Its folder outlives no change, and a suspended one has nothing to be changed.
         """
         mine = self._facts
-        return all(
+        same = all(
             getattr(facts, each) == getattr(mine, each)
             for each in ("owner", "folder", "listen", "suspended")
         )
+        # Without a certificate it listens on fewer ports.
+        return same and bool(facts.certificates) == bool(mine.certificates)
 
     async def update(self, facts: OwnerFacts) -> None:
         """Use changed facts from now on.
@@ -222,10 +210,12 @@ class OwnerService:
         added = tuple(address for address in new if address not in old)
         if self._reception is not None and facts.listen:
             try:
-                await self._listen(self._reception, added)
+                await self._listen(self._reception, facts, added)
             except BaseException:
                 self._stop_listening(added)
                 raise
+        if facts.certificates != self._facts.certificates:
+            self._tls = credentials(facts.certificates)
         self._facts = facts
         self._rules.update(facts)
         self._authenticity.update(facts)
@@ -324,7 +314,7 @@ class OwnerService:
                 self._allowance.recount(counts.bytes)
         return OwnerReport(
             owner=self._facts.owner,
-            listening=tuple(self._listening.values()),
+            listening=tuple(chain.from_iterable(self._listening.values())),
             sessions=0 if self._reception is None else self._reception.sessions,
             messages=counts.messages,
             deferred=counts.deferred,
@@ -380,23 +370,24 @@ class OwnerService:
             max_recipients=smtp.max_recipients,
             command_timeout=smtp.command_timeout,
             max_sessions=min(
-                MAX_SESSIONS, self._facts.limits.connections or MAX_SESSIONS
+                smtp.max_sessions, self._facts.limits.connections or smtp.max_sessions
             ),
+            max_sessions_per_peer=smtp.max_sessions_per_address,
+            tls=self._tls,
+            handshake_timeout=smtp.handshake_timeout,
+            session_timeout=smtp.session_timeout,
+            strict_8bit=smtp.strict_8bit,
+            proxy_from=smtp.proxy_from,
         )
 
-    async def _listen(self, reception: Reception, addresses: Iterable[str]) -> None:
-        port = self._settings.smtp.port
-        owner = self._facts.owner
+    async def _listen(
+        self, reception: Reception, facts: OwnerFacts, addresses: Iterable[str]
+    ) -> None:
+        smtp = self._settings.smtp
         for address in addresses:
-            try:
-                sock = await self._sockets.listener(owner, address, port)
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    raise PortInUse(owner, address, port) from None
-                reason = f"cannot listen on {address}: {error.strerror}"
-                raise NotServed(owner, reason) from None
-            reception.listen(sock, Door(address=address))
-            self._listening[address] = f"{_literal(address)}:{port}"
+            self._listening[address] = await listen(
+                reception, facts, address, smtp, self._sockets
+            )
 
     def _stop_listening(self, addresses: Iterable[str]) -> None:
         if self._reception is not None:
@@ -553,10 +544,6 @@ class _Counted:
         found = await self._sockets.connectable(owner, family)
         self._counters.went_out()
         return found
-
-
-def _literal(address: str) -> str:
-    return f"[{address}]" if ":" in address else address
 
 
 def _agent_facts(facts: OwnerFacts) -> AgentFacts:

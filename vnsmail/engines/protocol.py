@@ -46,6 +46,18 @@ class DkimKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"DkimKey({self.selector}._domainkey.{self.domain})"
 
 
+class Certificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What TLS is spoken with, for clients that ask for a name."""
+
+    name: str
+    """Whom they ask for (SNI); empty: for all others."""
+    pem: bytes
+    """Certificate, chain and key."""
+
+    def __repr__(self) -> str:
+        return f"Certificate({self.name!r}, …)"
+
+
 class OwnerFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a worker must know of a virtual host, or of the machine, to serve it."""
 
@@ -68,6 +80,8 @@ class OwnerFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of users who can sign in, are suspended, or have a quota."""
     aliases: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Local part, and targets: local parts here, addresses elsewhere."""
+    certificates: tuple[Certificate, ...] = ()
+    """The default first; none: no TLS, and no submission."""
     secret: bytes = b""
     """The owner's own; answers for users who are not there are made of it."""
     authentication: str = "none"

@@ -88,8 +88,8 @@ class Receiver(asyncio.Protocol):
         )
         self._proxy = ProxyReader() if facts.is_proxy(peer) else None
         self._tls: TlsLayer | None = None
-        if door.implicit_tls and facts.tls is not None:
-            self._tls = TlsLayer(facts.tls)
+        if door.implicit_tls and facts.tls is not None and facts.tls.context:
+            self._tls = TlsLayer(facts.tls.context)
         self._transport: asyncio.Transport | None = None
         self._deadline = Deadline(self._late, facts.session_timeout)
         self._admitted = False
@@ -130,7 +130,10 @@ class Receiver(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._shared.receivers.add(self)
-        if self._beginning:
+        if self._session.secure and self._tls is None:
+            # Never in the clear where the client believes that it is not.
+            self.abort()
+        elif self._beginning:
             self._deadline.restart(self._shared.facts.handshake_timeout)
         else:
             self._pump()
@@ -271,7 +274,8 @@ class Receiver(asyncio.Protocol):
 
     def _start_tls(self) -> None:
         """From here on what comes is the handshake's: the 220 is written."""
-        context = self._shared.facts.tls
+        tls = self._shared.facts.tls
+        context = tls.context if tls is not None else None
         if context is None:  # it was taken away in between
             self.abort()
             return
@@ -342,7 +346,8 @@ class Receiver(asyncio.Protocol):
             case Connected():
                 self._answer_client()
             case TlsRequested():
-                if self._shared.facts.tls is None:
+                tls = self._shared.facts.tls
+                if tls is None or tls.context is None:
                     self._session.reject(NO_TLS)
                 else:
                     self._session.accept()

@@ -5,7 +5,6 @@ whole; whoever needs a fact asks ``Shared.facts`` each time, so open sessions fo
 """
 
 import asyncio
-import ssl
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
@@ -19,6 +18,7 @@ from vnsmail.errors import VnsmailError
 from vnsmail.inbound.accept import AcceptPolicy
 from vnsmail.inbound.admission import MAX_SESSIONS, MAX_SESSIONS_PER_PEER, Admission
 from vnsmail.inbound.policy import HousePolicy, Policy
+from vnsmail.inbound.tls import Credentials
 from vnsmail.log import logger
 from vnsmail.model import Envelope, IPAddress, IPNetwork, Owner, Role
 from vnsmail.queue.body import Body
@@ -89,8 +89,8 @@ class ReceiverFacts:
     max_sessions_per_peer: int = MAX_SESSIONS_PER_PEER
     rules: Policy | None = None
     """What is asked beyond that; None: mail for mailboxes here is taken, from anybody."""
-    tls: ssl.SSLContext | None = None
-    """With the owner's certificates (inbound/tls.py); None: no TLS."""
+    tls: Credentials | None = None
+    """The owner's certificates; None: no TLS."""
     handshake_timeout: float = 30.0
     """Seconds for a handshake of TLS, and for the header of a proxy."""
     session_timeout: float = 1800.0

@@ -14,14 +14,18 @@ import os
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from vnsmail.errors import VnsmailError
+from vnsmail.log import logger
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM"
 """Of TLS 1.2; all of TLS 1.3 are as good."""
 
 READ = 256 * 1024
 """Octets taken out of the layer at a time."""
+
+log = logger("inbound")
 
 
 class CertificateUnusable(VnsmailError):
@@ -47,6 +51,26 @@ class KeyPair:
     """All of them, one behind the other, the certificate first."""
     names: tuple[str, ...] = ()
     """Names it is for, in lower case; one may begin with ``*.``."""
+
+
+class Credentials:
+    """The certificates of an owner; what is made of them is made when it is needed first.
+
+    Most owners of a machine are idle, and a context of OpenSSL is larger than all else
+    that an idle one has in memory.
+    """
+
+    def __init__(self, pairs: Sequence[KeyPair]) -> None:
+        self.pairs = tuple(pairs)
+
+    @cached_property
+    def context(self) -> ssl.SSLContext | None:
+        """What connections are served with; None if the certificates cannot be used."""
+        try:
+            return server_context(self.pairs)
+        except CertificateUnusable as error:
+            log.warning("certificate.unusable", reason=str(error))
+            return None
 
 
 def server_context(pairs: Sequence[KeyPair]) -> ssl.SSLContext | None:

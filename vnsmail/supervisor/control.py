@@ -182,6 +182,34 @@ class GetGuard(_Message, frozen=True):
     name: str
 
 
+class SetCertificate(_Message, frozen=True):
+    """Speak TLS with this certificate."""
+
+    host: str
+    certificate: bytes
+    """PEM, with its chain."""
+    key: bytes
+    """PEM."""
+    names: tuple[str, ...] = ()
+    """Whom clients ask for that get it; none: it is the host's own."""
+
+    def __repr__(self) -> str:
+        return f"SetCertificate({self.host!r}, …)"
+
+
+class RemoveCertificate(_Message, frozen=True):
+    """Forget a certificate; without a name the host's own, in whose place one is made."""
+
+    host: str
+    name: str = ""
+
+
+class GetCertificates(_Message, frozen=True):
+    """Which certificates has a host?"""
+
+    host: str
+
+
 class ShutDown(_Message, frozen=True):
     """End the supervisor and all its processes."""
 
@@ -211,6 +239,9 @@ Request: TypeAlias = (
     | Send
     | ListQueue
     | GetGuard
+    | SetCertificate
+    | RemoveCertificate
+    | GetCertificates
     | ShutDown
 )
 
@@ -340,6 +371,27 @@ class Guarded(_Message, frozen=True):
     """Out of its namespace to the machine, from an address that is not the host's."""
 
 
+class CertificateFacts(msgspec.Struct, frozen=True):
+    """What a certificate says; empty where its file cannot be read."""
+
+    name: str
+    """Whom clients ask for that get it; empty: all others."""
+    names: tuple[str, ...] = ()
+    """Names that it is for."""
+    issuer: str = ""
+    expires: float = 0.0
+    """Seconds since the epoch."""
+    fingerprint: str = ""
+    """SHA-256, as hexadecimal digits."""
+    self_signed: bool = False
+
+
+class Certificates(_Message, frozen=True):
+    """Answer to what is about certificates: all that the host has, the default first."""
+
+    entries: tuple[CertificateFacts, ...]
+
+
 class Done(_Message, frozen=True):
     """The request was carried out."""
 
@@ -362,6 +414,7 @@ Answer: TypeAlias = (
     | Queued
     | QueueListed
     | Guarded
+    | Certificates
     | Done
     | Error
 )

@@ -24,8 +24,8 @@ LEAST_FREE = 0.02
 LEAST_FREE_BYTES = 256 * 1024 * 1024
 """Five messages of the greatest size that is accepted by default."""
 
-A_HOST = 8
-"""Descriptors for a host: two listeners, its queue, and mail under way."""
+A_HOST = 12
+"""Descriptors for a host: six listeners, its queue, and mail under way."""
 
 SPARE = 64
 """Descriptors for a process itself."""

@@ -103,7 +103,7 @@ def prepare_owner(layout: Layout, owner: Owner, account: Account | None) -> Path
 
 
 def remove_owner(layout: Layout, owner: Owner) -> None:
-    """Remove a destroyed host's folder with all that is in it.
+    """Remove a destroyed host's folder with all that is in it, and its certificates.
 
     Raises:
         StateUnusable: something in it cannot be removed.
@@ -111,24 +111,28 @@ def remove_owner(layout: Layout, owner: Owner) -> None:
     if owner == MACHINE:
         message = "the machine's folder is not removed"
         raise ValueError(message)
-    folder = layout.owner_folder(owner)
-    if not os.path.lexists(folder):
-        return
-    try:
-        shutil.rmtree(folder)
-    except OSError as error:
-        raise StateUnusable(
-            str(folder), _why(error), "mend it, and destroy the host again"
-        ) from None
+    for folder in (layout.certificates / owner, layout.owner_folder(owner)):
+        if not os.path.lexists(folder):
+            continue
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            raise StateUnusable(
+                str(folder), _why(error), "mend it, and destroy the host again"
+            ) from None
 
 
 def move_owner(layout: Layout, old: Owner, new: Owner) -> None:
-    """Give an owner's folder another name; one that was moved already stays.
+    """Give an owner's folders another name; one that was moved already stays.
 
     Raises:
-        StateUnusable: it cannot be moved, or another folder is in its place.
+        StateUnusable: one cannot be moved, or another folder is in its place.
     """
-    before, after = layout.owner_folder(old), layout.owner_folder(new)
+    _move(layout.certificates / old, layout.certificates / new)
+    _move(layout.owner_folder(old), layout.owner_folder(new))
+
+
+def _move(before: Path, after: Path) -> None:
     if not os.path.lexists(before):
         return
     if os.path.lexists(after):
@@ -139,7 +143,7 @@ def move_owner(layout: Layout, old: Owner, new: Owner) -> None:
         )
     try:
         os.rename(before, after)
-        folder = os.open(layout.hosts, os.O_RDONLY | os.O_DIRECTORY)
+        folder = os.open(after.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
         finally:

@@ -36,6 +36,7 @@ from vnsmail.net.plan import Actual, choose_gateways, choose_link
 from vnsmail.settings import Layout
 from vnsmail.supervisor import control
 from vnsmail.supervisor.applying import Applying, misfit
+from vnsmail.supervisor.certificates import Certificates
 from vnsmail.supervisor.drain import Drain
 from vnsmail.supervisor.folders import (
     Account,
@@ -76,6 +77,7 @@ class Hosts:
         self._account = account
         self.changing = asyncio.Lock()
         """Whoever changes hosts holds it meanwhile."""
+        self._certificates = Certificates(layout)
         self.broken: dict[HostName, str] = {}
         """Hosts whose network could not be made or removed, and why."""
         self._applying = Applying(
@@ -227,6 +229,44 @@ class Hosts:
             for host in self._directory.hosts():
                 if host.name == name:
                     await self._services.serve_or_note(self.service(host))
+
+    async def certificate(
+        self,
+        request: control.SetCertificate
+        | control.RemoveCertificate
+        | control.GetCertificates,
+    ) -> control.Certificates:
+        """Change or list a host's certificates; running sessions keep what they have.
+
+        Raises:
+            NotFound: no such host, or no such certificate.
+            BadInput: the certificate cannot be used; nothing is changed.
+        """
+        host = self._directory.host(host_name(request.host))
+        match request:
+            case control.SetCertificate(certificate=certificate, key=key, names=names):
+                self._certificates.put(host.name, certificate, key, names)
+                await self.refresh(host.name)
+            case control.RemoveCertificate(name=name):
+                self._certificates.remove(host.name, name)
+                await self.refresh(host.name)
+            case _:
+                pass
+        return control.Certificates(
+            tuple(
+                control.CertificateFacts(
+                    name,
+                    facts.names,
+                    facts.issuer,
+                    facts.expires,
+                    facts.fingerprint,
+                    facts.self_signed,
+                )
+                if facts
+                else control.CertificateFacts(name)
+                for name, facts in self._certificates.listed(host.name)
+            )
+        )
 
     async def guard(self, request: control.GetGuard) -> control.Guarded:
         """Return how a host's source addresses are guarded, and what was stopped.
@@ -424,6 +464,7 @@ class Hosts:
             suspended=host.suspended,
             limits=host.limits,
             resolvers=tuple(map(str, host.resolvers)),
+            certificates=self._certificates.serve(host),
         )
         instance = self._layout.instance
         if host.context is Context.NAMESPACE:

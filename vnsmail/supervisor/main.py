@@ -227,6 +227,12 @@ class _Supervisor:
                 return self._hosts.progress
             case control.GetGuard():
                 return await self._hosts.guard(request)
+            case (
+                control.SetCertificate()
+                | control.RemoveCertificate()
+                | control.GetCertificates()
+            ):
+                return await self._hosts.certificate(request)
             case control.Send():
                 return await self._send(request, fds, uid)
             case control.ListQueue():

@@ -165,7 +165,7 @@ class Services:
 
     async def _broker_started(self, peer: BrokerPeer) -> None:
         configure = broker.Configure
-        ports, resolvers = (self._settings.smtp.port,), self._resolvers
+        ports, resolvers = self._settings.smtp.listening_ports, self._resolvers
         await _granted(
             peer.ask(
                 lambda n: configure(id=n, ports=ports, resolvers=resolvers),
