@@ -32,7 +32,7 @@ def asked(supervisor):
         control.GetCertificates,
     ):
         supervisor.answers[kind] = FOUND
-    return supervisor.asked
+    return supervisor.requests
 
 
 def test_set(vnsmail, asked, files):
