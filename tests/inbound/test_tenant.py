@@ -37,7 +37,13 @@ ANN, BOB, EVE = "ann@alpha.example", "bob@alpha.example", "eve@alpha.example"
 LOCAL = AcceptPolicy.of(
     ["alpha.example", "alpha.test"],
     ["ann", "bob", "eve", "nopass"],
-    aliases={"sales": ("ann",), "team": ("ann", "bob"), "out": ("x@y.example",)},
+    aliases={
+        "sales": ("ann",),
+        "team": ("ann", "bob"),
+        "out": ("x@y.example",),
+        "copied": ("ann", "x@y.example"),
+        "twice": ("ann", "ann+x"),
+    },
 )
 
 
@@ -308,6 +314,7 @@ def may_send(policy, sender, user=ANN):
         "ann+news@alpha.test",
         "sales@alpha.example",
         "sales+x@alpha.test",
+        "twice@alpha.test",
         "press@x.example",
         "",
     ],
@@ -324,6 +331,7 @@ def test_own_senders(policy, sender):
         "ann@beta.example",
         "team@alpha.example",
         "out@alpha.example",
+        "copied@alpha.example",
         "nobody@alpha.example",
         "postmaster@alpha.example",
         "press@y.example",

@@ -103,5 +103,10 @@ class Accounts:
         return (
             isinstance(meant, Aliased)
             and meant.users == (account.user,)
-            and len(meant.addresses) == 1
+            and all(map(self._is_here, meant.addresses))
+        )
+
+    def _is_here(self, address: str) -> bool:
+        return isinstance(
+            self._local.decide(parse_mailbox(address, smtputf8=True)), Taken
         )
