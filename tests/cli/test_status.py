@@ -83,6 +83,21 @@ def test_the_whole_screen(vnsmail, supervisor):
     assert SCREEN == done.screen()
 
 
+def test_failed_sign_ins(vnsmail, supervisor):
+    """Hosts where somebody guesses, or has forgotten, are told; others are not."""
+    owners = tuple(
+        msgspec.structs.replace(each, failed_sign_ins=number)
+        for each, number in zip(STATUS.owners, (17, 0), strict=True)
+    )
+    supervisor.answers[control.GetStatus] = msgspec.structs.replace(
+        STATUS, owners=owners
+    )
+    shown = vnsmail("status").screen()
+
+    assert shown.startswith(SCREEN)
+    assert "alpha.example  17" == shown.splitlines()[-1]
+
+
 def test_what_others_changed(vnsmail, supervisor):
     """What was to be done, and what came of it, the newest last."""
     drifts = (

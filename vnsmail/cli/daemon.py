@@ -184,6 +184,10 @@ def status(context: typer.Context, json: AsJson = False) -> None:
         "oldest",
     )
     table("owners", columns, rows, "nothing is served")
+    guessed = [(r.owner, r.failed_sign_ins) for r in found.owners if r.failed_sign_ins]
+    if guessed:
+        counted = ("owner", "since its worker took it")
+        table("failed sign-ins", counted, guessed, "none")
     if found.drifts:
         _show_drifts(found.drifts[-DRIFTS_SHOWN:])
 

@@ -245,6 +245,7 @@ def stats(context: typer.Context, name: Name, json: AsJson = False) -> None:
         "queued": report.messages if report else None,
         "queued_octets": report.octets if report else None,
         "mailbox_octets": mailbox_octets(layout, name),
+        "failed_sign_ins": report.failed_sign_ins if report else None,
         "dropped_packets": guarded.dropped_packets,
         "borrowed_packets": guarded.borrowed_packets,
     }
