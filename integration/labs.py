@@ -93,6 +93,10 @@ class Lab:
         self.vnsmail("down")
         with (self.root / "vnsmail.toml").open("a") as file:
             file.write(settings)
+        self.up()
+
+    def up(self) -> None:
+        """Start vnsmail in the lab."""
         python = "import sys; from vnsmail.cli.app import main; main()"
         self.inside(
             *("machine", self.python, "-P", "-c", python),

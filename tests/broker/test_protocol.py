@@ -38,7 +38,11 @@ supervisor_requests = st.one_of(
     st.builds(Revoke, ids, names, names),
 )
 refusals = st.builds(Refused, ids, kinds, st.text())
-supervisor_answers = st.builds(Done, ids) | refusals
+supervisor_answers = (
+    st.builds(Done, ids)
+    | refusals
+    | st.builds(protocol.Attached, ids, st.lists(names, max_size=5).map(tuple))
+)
 worker_requests = st.one_of(
     st.builds(OpenConnectable, ids, names, st.sampled_from([4, 6])),
     st.builds(OpenListener, ids, names, addresses, ports),

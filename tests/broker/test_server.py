@@ -17,6 +17,7 @@ from vnsmail.broker.protocol import (
     Done,
     Grant,
     HostGrant,
+    ListAttached,
     OpenConnectable,
     Opened,
     OpenListener,
@@ -269,6 +270,19 @@ def test_whatever_a_worker_says_the_broker_goes_on(messages):
         await situation.end()
 
     asyncio.run(talk())
+
+
+async def test_who_is_attached(situation):
+    """One that was dropped is not, until it is attached again."""
+    bad = await situation.attach("w0", ALPHA)
+    await situation.attach("w1", BETA)
+    assert ("w0", "w1") == (await situation.ask(ListAttached)).workers
+    await bad.send(b"nonsense")
+    assert await is_dropped(bad)
+    assert ("w1",) == (await situation.ask(ListAttached)).workers
+    await situation.attach("w0", ALPHA)
+
+    assert {"w0", "w1"} == set((await situation.ask(ListAttached)).workers)
 
 
 async def test_descriptors_that_a_worker_sends_are_closed(situation):

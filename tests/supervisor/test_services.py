@@ -56,7 +56,10 @@ class FakePeer:
         pass
 
 
-_BROKER = (broker.Configure, broker.Attach, broker.Grant, broker.Revoke)
+_BROKER = (
+    *(broker.Configure, broker.Attach, broker.Grant, broker.Revoke),
+    broker.ListAttached,
+)
 
 
 class FakeChild:
@@ -353,6 +356,21 @@ async def mended(below):
         while below.services.problems:
             await asyncio.sleep(0.001)
         mending.cancel()
+
+
+async def test_a_worker_that_the_broker_dropped(below, monkeypatch):
+    """It is ended and comes back with a channel; the others go on."""
+    await below.start()
+    attached = broker.Attached(1, (MACHINE_WORKER, "worker-1"))
+    below.child("broker").answers["ListAttached"] = attached
+    monkeypatch.setattr(module, "RETRY_AFTER", 0.001)
+    mending = asyncio.ensure_future(below.services._mend())
+    while not below.child("worker-0").kills:
+        await asyncio.sleep(0.001)
+    mending.cancel()
+    names = ("broker", MACHINE_WORKER, "worker-0", "worker-1")
+
+    assert [0, 0, 1, 0] == [below.child(name).kills for name in names]
 
 
 async def test_noted_without_a_broker(below):

@@ -93,7 +93,11 @@ class Revoke(_Message, frozen=True):
     host: Name
 
 
-SupervisorRequest: TypeAlias = Configure | Attach | Grant | Revoke
+class ListAttached(_Message, frozen=True):
+    """Which workers have a channel? One that misbehaved has none any more."""
+
+
+SupervisorRequest: TypeAlias = Configure | Attach | Grant | Revoke | ListAttached
 
 
 class Done(_Message, frozen=True):
@@ -107,7 +111,13 @@ class Refused(_Message, frozen=True):
     text: str
 
 
-SupervisorAnswer: TypeAlias = Done | Refused
+class Attached(_Message, frozen=True):
+    """Answer to ListAttached."""
+
+    workers: Annotated[tuple[Name, ...], Meta(max_length=MAX_HOSTS)]
+
+
+SupervisorAnswer: TypeAlias = Done | Refused | Attached
 
 
 # Workers ask ------------------------------------------------------------------

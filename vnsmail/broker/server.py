@@ -84,6 +84,9 @@ class Broker:
                     self._policy.grant(request.worker, request.hosts)
                 case protocol.Revoke():
                     self._policy.revoke(request.worker, request.host)
+                case protocol.ListAttached():
+                    there = (n for n, task in self._workers.items() if not task.done())
+                    return protocol.Attached(request.id, tuple(there))
         except BrokerRefused as error:
             return refused(request.id, error)
         return protocol.Done(request.id)

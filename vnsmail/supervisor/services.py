@@ -230,7 +230,29 @@ class Services:
         """Try again, now and then, what could not be served."""
         while True:
             await asyncio.sleep(RETRY_AFTER)
+            with contextlib.suppress(VnsmailError):  # it is the broker's trouble
+                await self._end_those_cut_off()
             await asyncio.gather(*map(self._mend_worker, self._workers.values()))
+
+    async def _end_those_cut_off(self) -> None:
+        """End workers that the broker does not listen to any more.
+
+        It dropped them because they said what a worker does not say: they are not to
+        be trusted further, and the next process of that name gets a new channel.
+        """
+        async with self._introducing:
+            if self._broker_peer is None:
+                return
+            question = broker.ListAttached
+            answer = await self._broker_peer.ask(question, seconds=AT_ONCE)
+            if not isinstance(answer, broker.Attached):
+                return
+            for worker in self._workers.values():
+                there = worker.peer and worker.child.state is State.RUNNING
+                if there and worker.name not in answer.workers:
+                    reason = "the broker has dropped it"
+                    log.warning("worker.ended", worker=worker.name, reason=reason)
+                    await worker.child.kill()
 
     async def _mend_worker(self, worker: _Worker) -> None:
         for owner, service in list(worker.services.items()):
