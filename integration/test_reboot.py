@@ -5,6 +5,8 @@ import os
 import shutil
 import signal
 
+import pytest
+
 from integration.labs import eventually
 from vnsmail.settings import layout
 
@@ -30,6 +32,7 @@ def forget(lab):
     (lab.root / "run").mkdir()
 
 
+@pytest.mark.timeout(240)
 def test_up_rebuilds_all(lab):
     """Every host is as before, and what was queued leaves; doctor has no complaint."""
     lab.inside("mx2.south.example", "ip", "link", "set", "eth0", "down")

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeAlias, TypeVar
 
+from vnsmail import log
 from vnsmail.errors import QueueUnavailable
 from vnsmail.model import Envelope, Outcome, Verdict
 from vnsmail.queue.body import Body
@@ -31,12 +32,17 @@ __all__ = ["Queue", "QueueCounts", "QueuedMessage", "QueuedRecipient"]
 BATCH_CHANGES = 128
 """Changes a transaction; beyond it the first to wait gain less than the last lose."""
 
+REST_AFTER = 30.0
+"""Seconds in which nothing happens before the queue's file is closed for now."""
+
 BATCH_BYTES = 8 * 1024 * 1024
 """Bytes of bodies in rows a transaction, so that the write-ahead log stays small."""
 
 Messages: TypeAlias = list[QueuedMessage]
 
 T = TypeVar("T")
+
+logger = log.logger("queue")
 
 
 Waiting: TypeAlias = tuple[Change, asyncio.Future[None]]
@@ -71,6 +77,8 @@ class Queue:
         self._questions: list[Question] = []
         self._away = False
         self._closed: asyncio.Future[None] | None = None
+        self._resting: asyncio.TimerHandle | None = None
+        self._rest_later()
 
     @classmethod
     async def open(cls, folder: Path, executor: Executor) -> Self:
@@ -236,6 +244,28 @@ class Queue:
             self._away = True
             self._loop.call_soon(self._send)
 
+    def _rest_later(self) -> None:
+        """Begin to count the time in which nothing happens."""
+        if self._resting is not None:
+            self._resting.cancel()
+        self._resting = self._loop.call_later(REST_AFTER, self._rest)
+
+    def _rest(self) -> None:
+        """Close the file until something happens, if nothing does now."""
+        self._resting = None
+        if self._away or self._closed is not None:
+            return
+        self._away = True
+        going = self._in_executor(self._store.rest)
+        going.add_done_callback(self._rested)
+
+    def _rested(self, done: asyncio.Future[None]) -> None:
+        if error := done.exception():
+            logger.warning("queue.no_rest", reason=str(error))
+        self._away = False
+        if self._changes or self._questions or self._closed is not None:
+            self._send_soon()
+
     def _send(self) -> None:
         trip = _Trip(self._next_batch(), self._questions)
         self._questions = []
@@ -243,6 +273,8 @@ class Queue:
             going = self._in_executor(partial(self._carry_out, trip))
             going.add_done_callback(partial(self._returned, trip))
         elif self._closed is not None:
+            if self._resting is not None:
+                self._resting.cancel()
             closing = self._in_executor(self._store.close)
             closing.add_done_callback(partial(_pass_on, self._closed))
         else:
@@ -292,6 +324,8 @@ class Queue:
             else:
                 waiter.set_exception(error)
         self._away = False
+        if not self._store.resting:
+            self._rest_later()
         if self._changes or self._questions or self._closed is not None:
             self._send_soon()
 

@@ -29,11 +29,17 @@ and be found there if the machine goes down before the next COMMIT writes over t
 the body files of a failed batch are kept until a later COMMIT succeeds. Only a full
 disk is known to have committed nothing, and is when the space is needed.
 
+SQLite sets some 200 KiB aside for each open file. So a queue in which nothing happens is
+put to rest (``rest``): its file is closed, what it holds is remembered as numbers, and
+the first that needs more opens it again. It stays ours all the while: the lock is on
+the folder, not on the file.
+
 Rules of this file: synchronous, and used by one thread at a time; only VnsmailErrors
 leave it; one process at a time has a queue open, by a lock that dies with the process.
 """
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -123,24 +129,84 @@ class QueueStore:
         """Body files that got their names in the commit that is under way."""
         self._unsure: set[Path] = set()
         """Body files of a COMMIT that failed, and may yet come true."""
+        self._log_pages = 0
+        self._open: apsw.Connection | None = None
+        self._rested = QueueCounts(0, 0, 0, 0, None)
+        """What it holds while it rests: nobody else can have changed it."""
+        self._lock = -1
         with self._in_our_words():
             self._make_folders()
-            self._connection = database.open_file(
-                self._path, SCHEMA, VERSION, exclusive=True, migrations=MIGRATIONS
-            )
+            self._lock = self._locked()
             try:
-                self._tables = Tables(self._connection)
-                self._log_pages = 0
-                self._connection.set_wal_hook(self._note_log)
+                self._awake()
                 self._clean_up()
             except BaseException:
-                self._connection.close()
+                self.close()
                 raise
+
+    def _locked(self) -> int:
+        """Take the lock of the folder, which lasts from here to ``close``."""
+        lock = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            problem = "another process has it open"
+            raise QueueUnavailable(str(self._path), problem) from None
+        except BaseException:
+            os.close(lock)
+            raise
+        return lock
+
+    @property
+    def _connection(self) -> apsw.Connection:
+        """The open file; one that rests is opened.
+
+        Raises:
+            apsw.Error, OSError: it cannot be opened.
+        """
+        if self._open is None:
+            connection = database.open_file(
+                self._path, SCHEMA, VERSION, exclusive=True, migrations=MIGRATIONS
+            )
+            self._log_pages = 0
+            connection.set_wal_hook(self._note_log)
+            self._tables = Tables(connection)
+            self._open = connection
+        return self._open
+
+    @property
+    def resting(self) -> bool:
+        """Whether the file is closed for now."""
+        return self._open is None
+
+    def rest(self) -> None:
+        """Close the file until something needs it; what it holds stays known.
+
+        Raises:
+            QueueUnavailable: the log could not be brought into the file. Nothing is
+                lost by it, and the queue can be used.
+        """
+        if self._open is None or self._taken or self._unsure:
+            return
+        with self._in_our_words():
+            self._rested = self._tables.counts()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        connection, self._open = self._open, None
+        if connection is not None:
+            connection.close()
 
     def close(self) -> None:
         """Bring the write-ahead log into the file, and let go of it."""
-        with self._in_our_words():
-            self._connection.close()
+        try:
+            with self._in_our_words():
+                self._let_go()
+        finally:
+            lock, self._lock = self._lock, -1
+            if lock >= 0:
+                os.close(lock)
 
     # Changes --------------------------------------------------------------------
 
@@ -179,9 +245,10 @@ class QueueStore:
     def _transact(self, changes: Sequence[Change]) -> list[Path]:
         """Make changes or none; returns files to remove, now that no row has them."""
         arriving = {f for a in accepts(changes) if (f := a.body.file)} & self._taken
-        before = self._connection.total_changes()
+        before = 0
         committing = False
         try:
+            before = self._connection.total_changes()
             self._connection.execute("BEGIN IMMEDIATE")
             leaving = [path for change in changes for path in self._apply(change)]
             committing = True
@@ -190,7 +257,8 @@ class QueueStore:
             database.roll_back(self._connection)
             raise
         except BaseException as error:
-            database.roll_back(self._connection)
+            if self._open is not None:
+                database.roll_back(self._open)
             if committing and not isinstance(error, apsw.FullError):
                 self._unsure |= arriving
                 self._taken -= arriving
@@ -294,12 +362,12 @@ class QueueStore:
     ) -> list[QueuedMessage]:
         """Return messages with a recipient due by ``now``, the longest due first."""
         with self._in_our_words():
-            return self._tables.due(now, limit, excluding)
+            return [] if self._is_empty() else self._awake().due(now, limit, excluding)
 
     def next_due(self, excluding: AbstractSet[str] = frozenset()) -> float | None:
         """Return when the next recipient is due, None if none waits."""
         with self._in_our_words():
-            return self._tables.next_due(excluding)
+            return None if self._is_empty() else self._awake().next_due(excluding)
 
     def load(self, message_id: str) -> tuple[QueuedMessage, Body]:
         """Return a message with its body.
@@ -309,7 +377,7 @@ class QueueStore:
             QueueUnavailable: it is, and its body cannot be read.
         """
         with self._in_our_words():
-            message, head, file_size = self._tables.load(message_id)
+            message, head, file_size = self._awake().load(message_id)
             if not file_size:
                 return message, Body(head)
             file = self._bodies / message_id
@@ -322,12 +390,21 @@ class QueueStore:
     def counts(self) -> QueueCounts:
         """Count what is in the queue."""
         with self._in_our_words():
-            return self._tables.counts()
+            return self._rested if self._open is None else self._tables.counts()
 
     def page(self, limit: int, after: str = "") -> list[QueuedMessage]:
         """Return messages with ids beyond ``after``, oldest first."""
         with self._in_our_words():
-            return self._tables.page(limit, after)
+            return [] if self._is_empty() else self._awake().page(limit, after)
+
+    def _awake(self) -> Tables:
+        """Return the tables of a file that is open."""
+        _ = self._connection
+        return self._tables
+
+    def _is_empty(self) -> bool:
+        """Return whether it rests and is known to hold nothing."""
+        return self._open is None and not self._rested.messages
 
     # Opening --------------------------------------------------------------------
 
