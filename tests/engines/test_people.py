@@ -112,7 +112,7 @@ async def test_full(lodging):
     assert [b"250 2.1.5", b"250 2.0.0"] == await send(
         lodging.client(), "cy@alpha.example"
     )
-    service.update(lodging.facts())
+    await service.update(lodging.facts())
 
     assert b"250 2.1.5" == (await send(lodging.client(), "ann@alpha.example"))[0]
 

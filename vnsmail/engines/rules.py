@@ -39,7 +39,6 @@ class OwnerRules:
     ) -> None:
         self.memory = Memory()
         self.usage = Usage(Path(facts.folder) / MAIL, executor)
-        self.examine_incoming: Examine = as_it_is
         self.examine_submitted: Examine = as_it_is
         self._settings = settings
         self._verifier = verifier
@@ -78,7 +77,6 @@ class OwnerRules:
                 users.address_messages_per_hour,
             ),
             is_full=self.is_full,
-            examine_incoming=self.examine_incoming,
             examine_submitted=self.examine_submitted,
             current=lambda: self.accounts,
         )

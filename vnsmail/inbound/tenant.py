@@ -116,7 +116,6 @@ class TenantPolicy:
         verifier: checks passwords.
         allowance: what users may send.
         is_full: which mailboxes have no room.
-        examine_incoming: looks at messages from strangers.
         examine_submitted: looks at messages of users, who may send them by then.
         clock: seconds, from wherever.
         current: returns the accounts as they are now, for an exchange that outlives
@@ -130,7 +129,6 @@ class TenantPolicy:
     verifier: Verifier
     allowance: Allowance = Allowance()
     is_full: IsFull = lambda _: False
-    examine_incoming: Examine = as_it_is
     examine_submitted: Examine = as_it_is
     clock: Callable[[], float] = time.monotonic
     current: Callable[[], Accounts] | None = None
@@ -246,7 +244,7 @@ class TenantPolicy:
     ) -> Examined | Reply:
         """Look at a message that is whole; see Policy."""
         if client.role is not Role.SUBMISSION:
-            return await self.examine_incoming(client, envelope, body, front)
+            return Examined(body)
         account = self._account(client)
         if isinstance(account, Reply):
             return account
