@@ -74,6 +74,15 @@ class Layout:
         return self.run / "control.sock"
 
     @property
+    def drop(self) -> Path:
+        """Where local commands leave mail (vnsmail/drop)."""
+        return self.state / "drop"
+
+    @property
+    def drop_socket(self) -> Path:
+        return self.run / "drop.sock"
+
+    @property
     def pid_file(self) -> Path:
         return self.run / "supervisor.pid"
 

@@ -12,6 +12,7 @@ from vnsmail.delivery.agent import DeliveryAgent
 from vnsmail.engines import owner as owner_module
 from vnsmail.engines import protocol
 from vnsmail.engines.doors import PortInUse
+from vnsmail.engines.protocol import LocalMail
 from vnsmail.errors import (
     BadInput,
     BrokerRefused,
@@ -39,7 +40,9 @@ async def lodging(tmp_path):
 async def inject(service, message, *recipients, sender="ann@alpha.example"):
     fd = handed(message)
     try:
-        return await service.inject(fd, sender, recipients, 1000)
+        return await service.inject(
+            fd, LocalMail("alpha.example", sender, recipients, 1000)
+        )
     finally:
         os.close(fd)
 
@@ -313,7 +316,10 @@ async def test_descriptor_stays_the_callers(lodging):
     service = await lodging.opened()
     before = len(os.listdir("/proc/self/fd"))
     fd = handed(b"hi\n")
-    await service.inject(fd, "ann@alpha.example", ("cy@alpha.example",), 0)
+    await service.inject(
+        fd,
+        LocalMail("alpha.example", "ann@alpha.example", ("cy@alpha.example",), 0),
+    )
     await empty(service)
 
     assert 3 == os.lseek(fd, 0, os.SEEK_CUR)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.engines.helpers import Lodging, handed
 from tests.inbound.helpers import GREETING, without_trace
-from vnsmail.engines.protocol import UserFacts
+from vnsmail.engines.protocol import LocalMail, UserFacts
 from vnsmail.model import Envelope, Owner
 from vnsmail.queue.body import Body
 from vnsmail.queue.envelope import ENTROPY_BYTES, new_id
@@ -122,7 +122,10 @@ async def test_full_for_mail_from_here(lodging):
     service = await lodging.opened(accounts=(UserFacts("ann", quota=1),))
     for _ in range(2):
         fd = handed(HELLO)
-        await service.inject(fd, "cy@alpha.example", ("ann@alpha.example",), 1000)
+        mail = LocalMail(
+            "alpha.example", "cy@alpha.example", ("ann@alpha.example",), 1000
+        )
+        await service.inject(fd, mail)
         os.close(fd)
     await lodging.mail("ann")
     entries = await queued(service)

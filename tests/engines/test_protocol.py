@@ -11,12 +11,14 @@ FACTS = OwnerFacts("a.example", "a.example", "/x", ("10.0.0.1",), ("a.example",)
 REPORT = OwnerReport("a.example", ("10.0.0.1:25",), 1, 2, 3, 4.5, "")
 ENVELOPE = Envelope("1", Owner("a.example"), "", ("bob@b.example",), 1.5)
 
+MAIL = protocol.LocalMail("a.example", "ann@a.example", ("bob@b.example",), 1000)
 REQUESTS = [
     protocol.Configure(1, "worker-0", "{}", ("10.0.0.53",)),
     protocol.UseBroker(2),
     protocol.Assign(3, FACTS),
     protocol.Release(4, "a.example"),
-    protocol.Inject(5, "a.example", "ann@a.example", ("bob@b.example",), 1000),
+    protocol.Inject(5, MAIL),
+    protocol.GiveBack(5, MAIL, "no such user"),
     protocol.Report(6),
     protocol.ListQueue(7, "a.example", 10),
     protocol.Stop(8),

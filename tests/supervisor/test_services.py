@@ -577,12 +577,13 @@ async def test_served_while_introduced(below):
 # Questions ---------------------------------------------------------------------------
 
 
+MAIL = engine.LocalMail("a.example", "ann@a.example", ("bob@b.example",), 1000)
+
+
 async def inject(below):
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with one, other:
-        return await below.services.inject(
-            "a.example", "ann@a.example", ("bob@b.example",), 1000, one.fileno()
-        )
+        return await below.services.take(MAIL, one.fileno())
 
 
 async def test_inject(below):
@@ -593,12 +594,7 @@ async def test_inject(below):
 
     assert "the-id" == await inject(below)
     _, asked = below.log[-1]
-    assert ("a.example", "ann@a.example", ("bob@b.example",), 1000) == (
-        asked.owner,
-        asked.sender,
-        asked.recipients,
-        asked.uid,
-    )
+    assert MAIL == asked.mail
 
 
 async def test_list_queue(below):

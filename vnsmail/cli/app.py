@@ -21,12 +21,15 @@ from vnsmail.cli import (
     doctor,
     host_changes,
     lab,
+    login,
     prove,
     queue,
     run,
     send,
+    sendmail,
     user,
 )
+from vnsmail.cli.options import layout_of
 from vnsmail.cli.render import complain
 from vnsmail.errors import VnsmailError
 
@@ -50,8 +53,23 @@ app.command("exec", context_settings=run.WORDS)(run.run)
 app.add_typer(host_changes.app, name="host")
 app.add_typer(user.app, name="user")
 app.add_typer(alias.app, name="alias")
+app.add_typer(login.app, name="login")
 app.add_typer(queue.app, name="queue")
 app.add_typer(lab.app, name="lab")
+
+
+@app.command(
+    "sendmail",
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def _sendmail(
+    context: typer.Context, words: Annotated[list[str] | None, typer.Argument()] = None
+) -> None:
+    """Hand over a message as /usr/sbin/sendmail does (-t -i -f -F -bs -bp and more)."""
+    layout = layout_of(context)
+    root = str(layout.state) if layout.instance else None
+    raise typer.Exit(sendmail.run("sendmail", words or [], root))
 
 
 def _version(value: bool) -> None:

@@ -51,7 +51,7 @@ def run(
 def begins_command(words: Sequence[str]) -> bool:
     """Return whether what follows these words of our command line is not ours."""
     nouns = [word for word in words if not word.startswith("-")]
-    return len(nouns) == 2 and nouns[0] == "exec"
+    return nouns == ["sendmail"] or (len(nouns) == 2 and nouns[0] == "exec")
 
 
 def _enter_lab(layout: Layout, host: str, words: Sequence[str]) -> None:

@@ -109,10 +109,8 @@ class Worker:
             case protocol.Release():
                 await self._release(request.owner)
             case protocol.Inject():
-                owner = self._owner(request.owner)
-                queue_id = await owner.inject(
-                    fds[0], request.sender, request.recipients, request.uid
-                )
+                owner = self._owner(request.mail.owner)
+                queue_id = await owner.inject(fds[0], request.mail)
                 return protocol.Injected(request.id, queue_id)
             case protocol.Leave():
                 left = self._owner(request.owner).left
@@ -120,6 +118,9 @@ class Worker:
             case protocol.Tell():
                 tally = self._owner(request.owner).tally()
                 return protocol.Told(request.id, request.owner, tally)
+            case protocol.GiveBack():
+                owner = self._owner(request.mail.owner)
+                await owner.give_back(fds[0], request.mail, request.reason)
             case protocol.Report():
                 reports = [await owner.report() for owner in self._owners.values()]
                 return protocol.Reported(request.id, tuple(reports))

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
@@ -24,7 +24,14 @@ from vnsmail.delivery.agent import AgentFacts, DeliveryAgent
 from vnsmail.engines.authenticity import Authenticity
 from vnsmail.engines.counters import Counters
 from vnsmail.engines.doors import credentials, listen
-from vnsmail.engines.protocol import OwnerFacts, OwnerReport, QueueEntry, Tally
+from vnsmail.engines.local_mail import given_back, taken_in
+from vnsmail.engines.protocol import (
+    LocalMail,
+    OwnerFacts,
+    OwnerReport,
+    QueueEntry,
+    Tally,
+)
 from vnsmail.engines.rules import MAIL, OwnerRules
 from vnsmail.errors import (
     LimitReached,
@@ -35,7 +42,7 @@ from vnsmail.errors import (
 )
 from vnsmail.inbound.accept import Aliased, Taken
 from vnsmail.inbound.allowance import HostAllowance
-from vnsmail.inbound.inject import InjectRequest, Prepared, prepare
+from vnsmail.inbound.inject import Prepared
 from vnsmail.inbound.listeners import Reception
 from vnsmail.inbound.shared import ReceiverFacts
 from vnsmail.inbound.tenant import FULL
@@ -249,18 +256,14 @@ class OwnerService:
 
     # What is asked of it ---------------------------------------------------------------
 
-    async def inject(
-        self, fd: int, sender: str, recipients: tuple[str, ...], uid: int
-    ) -> str:
+    async def inject(self, fd: int, mail: LocalMail) -> str:
         """Queue a message that a local command hands over; return its queue id.
 
         On return it is on disk.
 
         Args:
             fd: a file with the message; it stays the caller's.
-            sender: an address of one of the owner's users.
-            recipients: addresses.
-            uid: who ran the command.
+            mail: who sends it, and to whom.
 
         Raises:
             BadInput: the message or an address is not acceptable.
@@ -270,19 +273,7 @@ class OwnerService:
         """
         if self._facts.suspended:
             raise Suspended(self._facts.owner)
-        now = time.time()
-        job = partial(
-            _prepare,
-            # A copy: were this call cancelled, the thread would go on with ``fd``, which
-            # by then may be another file.
-            os.dup(fd),
-            InjectRequest(sender, recipients, uid),
-            self._receiver_facts(),
-            new_id(now, os.urandom(ENTROPY_BYTES)),
-            now,
-        )
-        loop = asyncio.get_running_loop()
-        prepared = await loop.run_in_executor(self._executor, job)
+        prepared = await self._prepared(partial(taken_in, os.dup(fd), mail))
         try:
             body = await self._authenticity.signer.signed(prepared.body)
         except BaseException:
@@ -296,9 +287,26 @@ class OwnerService:
             sender=prepared.envelope.sender,
             recipients=len(prepared.envelope.recipients),
             size=prepared.body.size,
-            uid=uid,
+            uid=mail.uid,
         )
         return prepared.envelope.id
+
+    async def give_back(self, fd: int, mail: LocalMail, reason: str) -> None:
+        """Tell the sender of a message that it was refused; on return that is on disk.
+
+        Raises:
+            QueueUnavailable: not now.
+        """
+        prepared = await self._prepared(partial(given_back, os.dup(fd), mail, reason))
+        await self._keep(prepared.envelope, prepared.body)
+        log.info("message.given_back", owner=self._facts.owner, uid=mail.uid)
+
+    async def _prepared(self, job: Callable[..., Prepared]) -> Prepared:
+        now = time.time()
+        queue_id = new_id(now, os.urandom(ENTROPY_BYTES))
+        whole = partial(job, self._receiver_facts(), queue_id, now)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, whole)
 
     async def report(self) -> OwnerReport:
         """Say how the owner is doing. Never fails: trouble is what is reported."""
@@ -563,15 +571,6 @@ def _sources(facts: OwnerFacts) -> frozenset[IPAddress]:
     for address in map(ip_address, facts.addresses):
         found.setdefault(address.version, address)
     return frozenset(found.values())
-
-
-def _prepare(
-    fd: int, request: InjectRequest, facts: ReceiverFacts, queue_id: str, now: float
-) -> Prepared:
-    try:
-        return prepare(fd, request, facts, queue_id, now)
-    finally:
-        os.close(fd)
 
 
 def _fitting(messages: Sequence[QueuedMessage]) -> Iterator[QueueEntry]:

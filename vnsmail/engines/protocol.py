@@ -95,6 +95,32 @@ class OwnerFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Name servers of its own, asked from its own address; none: those of vnsmail."""
 
 
+class LocalMail(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A message that a local command left in the drop, or hands over."""
+
+    owner: str
+    sender: str
+    """Reverse-path; empty for the null one."""
+    recipients: tuple[str, ...]
+    uid: int
+    """Who ran the command, as the kernel says."""
+    user: str = ""
+    """Local part of the user who sends; empty if it may be any of the owner's."""
+    name: str = ""
+    """Stands beside the address in a From that is added."""
+    take_recipients: bool = False
+    """Those that the message names are recipients too."""
+    logins: tuple[tuple[str, str], ...] = ()
+    """Names of local accounts with the local parts of the users they are."""
+    offset: int = 0
+    """Bytes of the file that stand in front of the message."""
+    token: str = ""
+    """A queue takes a message with the same token once."""
+    notify: str = ""
+    returned: str = ""
+    envelope_id: str = ""
+
+
 class Configure(_Message, frozen=True):
     """The first message: settings as JSON, and the name servers to ask."""
 
@@ -140,10 +166,17 @@ class Inject(_Message, frozen=True):
     Carries one descriptor, readable from the start: the message as it was given.
     """
 
-    owner: str
-    sender: str
-    recipients: tuple[str, ...]
-    uid: int
+    mail: LocalMail
+
+
+class GiveBack(_Message, frozen=True):
+    """Tell the sender that a message was refused when nobody waited for an answer.
+
+    Carries the descriptor of it, as Inject does.
+    """
+
+    mail: LocalMail
+    reason: str
 
 
 class Report(_Message, frozen=True):
@@ -169,6 +202,7 @@ Request: TypeAlias = (
     | Leave
     | Tell
     | Inject
+    | GiveBack
     | Report
     | ListQueue
     | Stop

@@ -160,6 +160,20 @@ class RemoveUser(_Message, frozen=True):
     address: str
 
 
+class AddLogin(_Message, frozen=True):
+    """Let a local account send as a user."""
+
+    address: str
+    uid: int
+    name: str
+
+
+class RemoveLogin(_Message, frozen=True):
+    """Let a local account send no more; its name as it was given, or its uid."""
+
+    account: str
+
+
 class Send(_Message, frozen=True):
     """Queue a message. Carries one descriptor: the message."""
 
@@ -236,6 +250,8 @@ Request: TypeAlias = (
     | ApplyHosts
     | GetProgress
     | PeopleRequest
+    | AddLogin
+    | RemoveLogin
     | Send
     | ListQueue
     | GetGuard

@@ -82,7 +82,7 @@ async def _answer(connection: socket.socket, handler: Handler) -> None:
     channel = Channel(connection, large=True)
     fds: list[int] = []
     try:
-        uid = _peer_uid(connection)
+        uid = peer_uid(connection)
         if uid not in {0, os.geteuid()}:
             log.warning("control.refused", uid=uid)
             return
@@ -120,7 +120,8 @@ async def _handled(
         return control.Error(f"internal fault ({error!r}); see the log", 1)
 
 
-def _peer_uid(connection: socket.socket) -> int:
+def peer_uid(connection: socket.socket) -> int:
+    """Return the uid that the kernel gives for the other end (SO_PEERCRED)."""
     raw = connection.getsockopt(
         socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
     )

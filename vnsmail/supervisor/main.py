@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vnsmail import log as logging
 from vnsmail.directory import Directory
-from vnsmail.engines.protocol import QueueEntry
+from vnsmail.engines.protocol import LocalMail, QueueEntry
 from vnsmail.errors import BadInput, NotFound, NotPrivileged, VnsmailError
 from vnsmail.model import (
     MACHINE,
@@ -23,7 +23,8 @@ from vnsmail.model import (
     ip_address,
 )
 from vnsmail.settings import Layout, Settings
-from vnsmail.supervisor import control, control_server
+from vnsmail.supervisor import control, control_server, drop_server
+from vnsmail.supervisor.drops import Drops
 from vnsmail.supervisor.folders import (
     Account,
     lock,
@@ -88,6 +89,7 @@ def run(layout: Layout, settings: Settings, ready: Callable[[], None]) -> None:
         finally:
             directory.close()
             layout.control_socket.unlink(missing_ok=True)
+            layout.drop_socket.unlink(missing_ok=True)
 
 
 def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -139,6 +141,13 @@ class _Supervisor:
         self._lifecycle = Lifecycle(
             self._hosts, layout, directory, self._services, network
         )
+        self._drops = Drops(
+            layout,
+            directory,
+            self._services,
+            settings.machine.name,
+            settings.smtp.max_message_size,
+        )
         self._ending = asyncio.Event()
 
     def _worker_options(self, worker: str) -> Sequence[str]:
@@ -164,7 +173,9 @@ class _Supervisor:
             loop.add_signal_handler(number, self._ending.set)
         prepare_owner(self._layout, Owner(MACHINE), self._account)
         sock = control_server.listen(self._layout)
-        with sock:
+        await self._drops.prepare()
+        drop_sock = drop_server.listen(self._layout)
+        with sock, drop_sock:
             async with asyncio.TaskGroup() as tasks:
                 children = tasks.create_task(self._services.run())
                 try:
@@ -176,12 +187,15 @@ class _Supervisor:
                         serving,
                         tasks.create_task(self._hosts.mend()),
                         tasks.create_task(self._mending.run()),
+                        tasks.create_task(drop_server.serve(drop_sock, self._drops)),
+                        tasks.create_task(self._drops.run()),
                     ]
                     await self._ending.wait()
                     for task in beside:
                         task.cancel()
                 finally:
                     sock.close()
+                    drop_sock.close()
                     self._services.stop()
                     await children
         log.info("supervisor.ended")
@@ -233,6 +247,11 @@ class _Supervisor:
                 | control.GetCertificates()
             ):
                 return await self._hosts.certificate(request)
+            case control.AddLogin():
+                user = self._people.user(request.address)
+                return await self._drops.add_login(request, user)
+            case control.RemoveLogin():
+                return await self._drops.remove_login(request)
             case control.Send():
                 return await self._send(request, fds, uid)
             case control.ListQueue():
@@ -269,9 +288,8 @@ class _Supervisor:
             sender = sender or f"root@{self._settings.machine.name}"
         else:
             owner, sender = self._people.sender(request.sender).host, request.sender
-        queue_id = await self._services.inject(
-            owner, sender, request.recipients, uid, fds[0]
-        )
+        mail = LocalMail(owner, sender, request.recipients, uid)
+        queue_id = await self._services.take(mail, fds[0])
         return control.Queued(owner, queue_id)
 
     async def _list_queue(self, request: control.ListQueue) -> control.QueueListed:

@@ -64,6 +64,14 @@ class People:
             raise BadInput("sender", address, remedy)
         return user
 
+    def user(self, address: str) -> User:
+        """Return the user meant by an address at any domain of a host.
+
+        Raises:
+            BadInput, NotFound: it is no address of a host; there may be no such user.
+        """
+        return User(*self._split(address, "user"))
+
     # Users ------------------------------------------------------------------------
 
     def _change_user(

@@ -336,21 +336,26 @@ class Services:
             )
         return worker.services[owner]
 
-    async def inject(
-        self, owner: str, sender: str, recipients: tuple[str, ...], uid: int, fd: int
-    ) -> str:
-        """Hand a message to the owner's worker; returns its queue id.
+    async def take(self, mail: engine.LocalMail, fd: int) -> str:
+        """Hand a message to its owner's worker; returns its queue id.
 
         Raises:
             NotFound: nobody serves the owner.
             WorkerRefused: the message or an address is not acceptable.
         """
-        answer = await self.asked(
-            owner, lambda n: engine.Inject(n, owner, sender, recipients, uid), (fd,)
-        )
+        answer = await self.asked(mail.owner, lambda n: engine.Inject(n, mail), (fd,))
         if not isinstance(answer, engine.Injected):
             raise WorkerRefused(_failure(answer), 1)
         return answer.queue_id
+
+    async def give_back(self, mail: engine.LocalMail, reason: str, fd: int) -> None:
+        """Have the sender of a message told that it was refused.
+
+        Raises:
+            NotFound: nobody serves the owner.
+            WorkerRefused: not now.
+        """
+        await self.asked(mail.owner, lambda n: engine.GiveBack(n, mail, reason), (fd,))
 
     async def list_queue(self, owner: str, limit: int) -> tuple[engine.QueueEntry, ...]:
         """Return the oldest queued messages of an owner."""
