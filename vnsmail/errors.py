@@ -16,6 +16,7 @@
         BrokerRefused           the broker said no: not owned, not allowed, malformed
         BrokerGone              the broker does not answer
         QueueUnavailable        a queue file cannot be read or written
+        AlreadyQueued           a queue has taken this very message before
         ResolveError            a DNS question has no usable answer
         NotServed               no worker serves this owner now
             Suspended           it neither sends nor receives
@@ -219,6 +220,17 @@ class QueueUnavailable(VnsmailError):
 
     def __str__(self) -> str:
         return f"cannot use the queue {self.path}: {self.problem}"
+
+
+class AlreadyQueued(VnsmailError):
+    """A queue has taken a message with this token before; its queue id is known."""
+
+    def __init__(self, queue_id: str) -> None:
+        super().__init__(queue_id)
+        self.queue_id = queue_id
+
+    def __str__(self) -> str:
+        return f"this message was queued as {self.queue_id}"
 
 
 class ResolveError(VnsmailError):

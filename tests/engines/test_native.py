@@ -11,6 +11,7 @@ from vnsmail import log as logging
 from vnsmail.channel import Channel, pair
 from vnsmail.engines import protocol
 from vnsmail.engines.native import Worker
+from vnsmail.engines.protocol import LocalMail
 from vnsmail.errors import BrokerGone, QueueUnavailable
 from vnsmail.queue.queue import Queue
 from vnsmail.settings import Settings
@@ -70,8 +71,8 @@ async def test_an_owner_from_assign_to_release(lodging, supervisor):
 
     fd = handed(b"hi\n")
     recipients = ("bob@[10.77.0.21]",)
-    inject = ("alpha.example", "ann@alpha.example", recipients, 1000)
-    injected = await ask(protocol.Inject, *inject, fds=(fd,))
+    mail = LocalMail("alpha.example", "ann@alpha.example", recipients, 1000)
+    injected = await ask(protocol.Inject, mail, fds=(fd,))
     os.close(fd)
     reported = await ask(protocol.Report)
     listed = await ask(protocol.ListQueue, "alpha.example", 10)
@@ -138,8 +139,8 @@ async def test_bad_message(lodging, supervisor):
     """What is wrong with a message is told with the exit code of bad input."""
     await supervisor.ask(protocol.Assign, lodging.facts())
     fd = handed(b"\0")
-    facts = ("alpha.example", "ann@alpha.example", ("bob@b.example",), 0)
-    failed = await supervisor.ask(protocol.Inject, *facts, fds=(fd,))
+    mail = LocalMail("alpha.example", "ann@alpha.example", ("bob@b.example",), 0)
+    failed = await supervisor.ask(protocol.Inject, mail, fds=(fd,))
     os.close(fd)
 
     assert (2, True) == (failed.exit_code, "NUL" in failed.text)

@@ -19,7 +19,7 @@ from tests.queue.helpers import (
     spooled,
 )
 from vnsmail import database
-from vnsmail.errors import NotFound, QueueUnavailable
+from vnsmail.errors import AlreadyQueued, NotFound, QueueUnavailable
 from vnsmail.model import Outcome, Verdict
 from vnsmail.queue import store as store_module
 from vnsmail.queue.body import Body
@@ -54,6 +54,55 @@ def settle(store, message, outcomes, retry_at=None, accept=()):
 
 def names(folder, below):
     return sorted(path.name for path in (folder / below).iterdir())
+
+
+class TestTokens:
+    """A message that may be handed over twice is taken once."""
+
+    def test_taken_once(self, folder):
+        """Also after it has left, and in another life."""
+        store = QueueStore(folder)
+        message = envelope("bob@b.example")
+        again = envelope("bob@b.example")
+        assert [None] == store.commit([Accept(message, Body(b"x"), "1000/abc")])
+        (error,) = store.commit([Accept(again, Body(b"x"), "1000/abc")])
+        assert isinstance(error, AlreadyQueued)
+        assert message.id == error.queue_id
+        settle(store, message, {"bob@b.example": DELIVERED})
+        store.close()
+
+        store = QueueStore(folder)
+        (error,) = store.commit([Accept(again, Body(b"x"), "1000/abc")])
+        assert isinstance(error, AlreadyQueued)
+        assert [None] == store.commit([Accept(again, Body(b"x"), "1000/def")])
+        assert 1 == store.counts().messages
+        store.close()
+
+    def test_others_of_the_batch(self, store, folder):
+        """They are taken, and the body of the one that is not goes."""
+        first = envelope("bob@b.example")
+        store.commit([Accept(first, Body(b"x"), "t")])
+        body = spooled(folder, LARGE)
+        errors = store.commit(
+            [
+                Accept(envelope("a@b.example"), Body(b"x")),
+                Accept(envelope("b@b.example"), body, "t"),
+                Accept(envelope("c@b.example"), Body(b"x"), "u"),
+            ]
+        )
+
+        assert [True, False, True] == [error is None for error in errors]
+        assert [] == names(folder, "incoming")
+        assert [] == names(folder, "body")
+
+    def test_forgotten_after_a_time(self, store):
+        """Nothing is remembered for ever."""
+        later = {"at": NOW + 31 * 86400}
+        store.commit([Accept(envelope("a@b.example"), Body(b"x"), "t")])
+        store.commit([Accept(envelope("b@b.example", **later), Body(b"x"), "u")])
+        again = Accept(envelope("c@b.example", **later), Body(b"x"), "t")
+
+        assert [None] == store.commit([again])
 
 
 class TestAccept:

@@ -101,6 +101,14 @@ REQUESTS = [
     control.GetProgress(),
     control.AddUser("ann@a.example"),
     control.RemoveUser("ann@a.example"),
+    control.SetPassword("ann@a.example", control.Proofs("x", "y")),
+    control.SuspendUser("ann@a.example", suspended=True),
+    control.SetQuota("ann@a.example", 5),
+    control.AllowSender("ann@a.example", "us@a.example"),
+    control.AddAlias("us@a.example", ("ann",)),
+    control.RemoveAlias("us@a.example"),
+    control.AddLogin("ann@a.example", 1000, "annie"),
+    control.RemoveLogin("annie"),
     control.Send("ann@a.example", ("bob@b.example",)),
     control.ListQueue(None, 5),
     control.GetGuard("a.example"),
@@ -268,7 +276,7 @@ async def test_no_descriptor_is_left(connect, asked):
 
 async def test_another_user(connect, asked, monkeypatch):
     """Another user who got at the socket is not heard."""
-    monkeypatch.setattr(control_server, "_peer_uid", lambda _: os.geteuid() + 1)
+    monkeypatch.setattr(control_server, "peer_uid", lambda _: os.geteuid() + 1)
     sock = connect()
     send_now(sock, control.encode(control.ShutDown()))
     await dropped(sock)

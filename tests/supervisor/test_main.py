@@ -154,8 +154,8 @@ class Asked(FakeServices):
         if self.ready_errors:
             raise self.ready_errors.popleft()
 
-    async def inject(self, *arguments):
-        self.injected.append(arguments)
+    async def take(self, mail, fd):
+        self.injected.append((mail.owner, mail.sender, mail.recipients, mail.uid, fd))
         return "the-id"
 
     async def list_queue(self, owner, limit):

@@ -5,14 +5,19 @@ is closed here, for whoever waits may be cancelled while the thread goes on.
 """
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
 
 from vnsmail.engines.protocol import LocalMail
+from vnsmail.errors import BadInput
 from vnsmail.inbound.inject import InjectRequest, Prepared, prepare
 from vnsmail.inbound.session import ReceiverFacts
 from vnsmail.message.refusal import refusal
 from vnsmail.message.trace import received_locally
-from vnsmail.model import Envelope
+from vnsmail.model import DsnRequest, Envelope
 from vnsmail.queue.body import Body
+from vnsmail.smtp import parameters
+from vnsmail.smtp.errors import SmtpSyntaxError
 
 FRONT = 4096
 """Bytes of a refused message that its sender is shown."""
@@ -38,9 +43,34 @@ def taken_in(
         offset=mail.offset,
     )
     try:
-        return prepare(fd, request, facts, queue_id, now)
+        wishes = _wishes(mail)
+        prepared = prepare(fd, request, facts, queue_id, now)
     finally:
         os.close(fd)
+    return Prepared(wishes(prepared.envelope), prepared.body)
+
+
+def _wishes(mail: LocalMail) -> Callable[[Envelope], Envelope]:
+    """Return what gives an envelope what the sender wants to be told (RFC 3461).
+
+    Raises:
+        BadInput: what it wants is none of it.
+    """
+    try:
+        notify = parameters.notify(mail.notify) if mail.notify else ()
+        ret = parameters.ret(mail.returned) if mail.returned else None
+        envid = mail.envelope_id and parameters.envid(
+            parameters.to_xtext(mail.envelope_id)
+        )
+    except SmtpSyntaxError as error:
+        raise BadInput("option", "-N, -R or -V", error.reply.text) from None
+
+    def wished(envelope: Envelope) -> Envelope:
+        requests = tuple(DsnRequest(each, notify) for each in envelope.recipients)
+        requests = requests if notify else ()
+        return replace(envelope, ret=ret, envid=envid, requests=requests)
+
+    return wished
 
 
 def given_back(

@@ -34,6 +34,7 @@ from vnsmail.engines.protocol import (
 )
 from vnsmail.engines.rules import MAIL, OwnerRules
 from vnsmail.errors import (
+    AlreadyQueued,
     LimitReached,
     NotServed,
     QueueUnavailable,
@@ -279,7 +280,10 @@ class OwnerService:
         except BaseException:
             prepared.body.discard()
             raise
-        await self._keep(prepared.envelope, body)
+        try:
+            await self._keep(prepared.envelope, body, mail.token)
+        except AlreadyQueued as earlier:
+            return earlier.queue_id
         log.info(
             "message.injected",
             owner=self._facts.owner,
@@ -298,7 +302,9 @@ class OwnerService:
             QueueUnavailable: not now.
         """
         prepared = await self._prepared(partial(given_back, os.dup(fd), mail, reason))
-        await self._keep(prepared.envelope, prepared.body)
+        with contextlib.suppress(AlreadyQueued):
+            token = mail.token and f"refused {mail.token}"
+            await self._keep(prepared.envelope, prepared.body, token)
         log.info("message.given_back", owner=self._facts.owner, uid=mail.uid)
 
     async def _prepared(self, job: Callable[..., Prepared]) -> Prepared:
@@ -403,7 +409,7 @@ class OwnerService:
         for address in addresses:
             self._listening.pop(address, None)
 
-    async def _keep(self, envelope: Envelope, body: Body) -> None:
+    async def _keep(self, envelope: Envelope, body: Body, token: str = "") -> None:
         """Make a message durable, then deliver it.
 
         Mail for users here takes the same way: 250 is said after one commit, whoever
@@ -423,7 +429,7 @@ class OwnerService:
             raise
         kept = False
         try:
-            await queue.accept(envelope, body)
+            await queue.accept(envelope, body, token)
             kept = True
         finally:
             allowance.done(size, time.time(), for_sending=sending, kept=kept)

@@ -100,16 +100,18 @@ class Queue:
 
     # Changes --------------------------------------------------------------------
 
-    async def accept(self, envelope: Envelope, body: Body) -> None:
+    async def accept(self, envelope: Envelope, body: Body, token: str = "") -> None:
         """Add a message; on return it is on disk, and 250 may be said.
 
-        The body belongs to the queue from here on, also if this fails.
+        The body belongs to the queue from here on, also if this fails. A message with
+        the same token as an earlier one is not added again.
 
         Raises:
+            AlreadyQueued: so it was.
             QueueUnavailable: it is not in the queue; the disk is full, say.
         """
         await self._sync_bodies([body])
-        await self._change(Accept(envelope, body))
+        await self._change(Accept(envelope, body, token))
 
     async def settle(
         self,

@@ -77,6 +77,8 @@ class Accept:
 
     envelope: Envelope
     body: Body
+    token: str = ""
+    """Whoever hands the message over may do it again after a crash: it is added once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +350,8 @@ class QueueStore:
 
     def _apply(self, change: Change) -> Iterator[Path]:
         if isinstance(change, Accept):
+            if change.token:
+                self._tables.take(change.token, change.envelope)
             self._tables.insert(change.envelope, change.body)
             return
         if self._tables.settle(change.message_id, change.outcomes, change.retry_at):

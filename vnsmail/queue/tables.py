@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import apsw
 import msgspec
 
-from vnsmail.errors import NotFound, QueueUnavailable, VnsmailError
+from vnsmail.errors import AlreadyQueued, NotFound, QueueUnavailable, VnsmailError
 from vnsmail.model import DsnRequest, Envelope, Notify, Outcome, Owner, Ret, Verdict
 from vnsmail.queue.body import Body
 from vnsmail.queue.envelope import QueueCounts, QueuedMessage, QueuedRecipient
@@ -53,6 +53,19 @@ CREATE TABLE recipient (
 CREATE INDEX due ON recipient (next_attempt_at, message);
 """
 
+SINCE_2 = """
+CREATE TABLE taken (                -- messages that are handed over until they are taken
+    token TEXT PRIMARY KEY,
+    id TEXT NOT NULL,
+    at REAL NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX taken_at ON taken (at);
+"""
+
+REMEMBERED = 30 * 86400.0
+"""Seconds that a token is known. Whoever hands a message over lets go of it at once, or
+when it runs again."""
+
 MIGRATIONS = {
     1: """
 ALTER TABLE message ADD COLUMN ret TEXT NOT NULL DEFAULT '';
@@ -60,8 +73,11 @@ ALTER TABLE message ADD COLUMN envid TEXT NOT NULL DEFAULT '';
 ALTER TABLE recipient ADD COLUMN notify TEXT NOT NULL DEFAULT '';
 ALTER TABLE recipient ADD COLUMN orcpt TEXT NOT NULL DEFAULT '';
 """
+    + SINCE_2
 }
 """By version, what turns its tables into the next one's."""
+
+SCHEMA += SINCE_2
 
 _MESSAGES = (
     "SELECT number, id, owner, sender, received_at, eight_bit, smtputf8, size,"
@@ -152,6 +168,22 @@ class Tables:
         except (apsw.ConstraintError, UnicodeEncodeError) as error:
             problem = f"message {envelope.id} cannot be added: {error}"
             raise Refused(QueueUnavailable(self._path, problem)) from None
+
+    def take(self, token: str, envelope: Envelope) -> None:
+        """Note that a message was taken that somebody may hand over again.
+
+        Raises:
+            Refused: it was taken before.
+        """
+        execute = self._connection.execute
+        for (queue_id,) in execute("SELECT id FROM taken WHERE token = ?", (token,)):
+            raise Refused(AlreadyQueued(queue_id))
+        old = envelope.received_at - REMEMBERED
+        execute("DELETE FROM taken WHERE at < ?", (old,))
+        execute(
+            "INSERT INTO taken VALUES (?, ?, ?)",
+            (token, envelope.id, envelope.received_at),
+        )
 
     def settle(
         self,
