@@ -218,7 +218,7 @@ class _Supervisor:
 
     # Requests ----------------------------------------------------------------
 
-    async def _handle(  # noqa: C901, PLR0911  one line a request, like a table
+    async def _handle(  # noqa: C901, PLR0911, PLR0912  one line a request, like a table
         self, request: control.Request, fds: list[int], uid: int
     ) -> control.Answer:
         match request:
