@@ -364,6 +364,20 @@ def test_sender_of_another_user(tmp_path):
         prepared(tmp_path, b"", request)
 
 
+def test_further_addresses_of_a_user(tmp_path):
+    """What a user may send as besides its own is asked of who knows."""
+    request = replace(
+        ANN,
+        sender="sales@shop.example",
+        may_send_as=lambda mailbox: str(mailbox) == "sales@shop.example",
+    )
+    found = prepared(tmp_path, b"From: sales@shop.example\n\n", request)
+
+    assert found.envelope.sender == "sales@shop.example"
+    with pytest.raises(NotAllowed):
+        prepared(tmp_path, b"From: ann@alpha.example\n\n", request)
+
+
 def test_from_of_cron(tmp_path):
     """A From without a domain is nobody's elsewhere: it gives way, its name stays."""
     request = replace(ANN, logins=(("annie", "ann"),), sender="annie")

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from vnsmail.engines.protocol import LocalMail
 from vnsmail.errors import BadInput
+from vnsmail.inbound.accounts import Accounts
 from vnsmail.inbound.inject import InjectRequest, Prepared, prepare
 from vnsmail.inbound.session import ReceiverFacts
 from vnsmail.message.refusal import refusal
@@ -17,6 +18,7 @@ from vnsmail.message.trace import received_locally
 from vnsmail.model import DsnRequest, Envelope
 from vnsmail.queue.body import Body
 from vnsmail.smtp import parameters
+from vnsmail.smtp.address import Mailbox
 from vnsmail.smtp.errors import SmtpSyntaxError
 
 FRONT = 4096
@@ -24,7 +26,12 @@ FRONT = 4096
 
 
 def taken_in(
-    fd: int, mail: LocalMail, facts: ReceiverFacts, queue_id: str, now: float
+    fd: int,
+    mail: LocalMail,
+    accounts: Accounts,
+    facts: ReceiverFacts,
+    queue_id: str,
+    now: float,
 ) -> Prepared:
     """Return a message that was handed over, ready for the queue.
 
@@ -37,6 +44,7 @@ def taken_in(
         recipients=mail.recipients,
         uid=mail.uid,
         user=mail.user,
+        may_send_as=_owner_of(mail, accounts),
         name=mail.name,
         take_recipients=mail.take_recipients,
         logins=mail.logins,
@@ -48,6 +56,13 @@ def taken_in(
     finally:
         os.close(fd)
     return Prepared(wishes(prepared.envelope), prepared.body)
+
+
+def _owner_of(mail: LocalMail, accounts: Accounts) -> Callable[[Mailbox], bool] | None:
+    account = accounts.of_user(mail.user) if mail.user else None
+    if account is None:  # nobody's, or of whoever may be anybody
+        return None
+    return lambda mailbox: accounts.may_send_as(account, mailbox)
 
 
 def _wishes(mail: LocalMail) -> Callable[[Envelope], Envelope]:

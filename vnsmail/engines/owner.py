@@ -274,7 +274,9 @@ class OwnerService:
         """
         if self._facts.suspended:
             raise Suspended(self._facts.owner)
-        prepared = await self._prepared(partial(taken_in, os.dup(fd), mail))
+        prepared = await self._prepared(
+            partial(taken_in, os.dup(fd), mail, self._rules.accounts)
+        )
         try:
             body = await self._authenticity.signer.signed(prepared.body)
         except BaseException:

@@ -12,7 +12,7 @@ user sends as itself, in the envelope and in From (RFC 6409 section 6.1).
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -53,6 +53,8 @@ class InjectRequest:
     """Who ran the command, as the kernel says."""
     user: str = ""
     """Local part of the user who sends; empty if it may be any of the owner's."""
+    may_send_as: Callable[[Mailbox], bool] | None = None
+    """Says whether an address is that user's to send as; None: only its own is."""
     name: str = ""
     """Stands beside the address in a From that is added."""
     take_recipients: bool = False
@@ -126,12 +128,14 @@ def _sender(request: InjectRequest, facts: ReceiverFacts) -> str:
     """Return the sender, who must be somebody here: nobody sends as another host."""
     if not request.sender:
         return ""
-    decision = facts.policy.decide(_mailbox(request.sender, "sender", request, facts))
-    if not isinstance(decision, Taken):
+    mailbox = _mailbox(request.sender, "sender", request, facts)
+    decision = facts.policy.decide(mailbox)
+    if request.user:
+        if not belongs(mailbox, request, facts.policy):
+            raise NotAllowed("sender", request.sender, _own(request, facts))
+    elif not isinstance(decision, Taken):
         raise NotAllowed("sender", request.sender, f"{facts.name} has no such user")
-    if request.user and decision.user != request.user:
-        raise NotAllowed("sender", request.sender, _own(request, facts))
-    return decision.address
+    return decision.address if isinstance(decision, Taken) else str(mailbox)
 
 
 def _recipients(
@@ -226,19 +230,19 @@ def _check_authors(
     if sum(field.name == "from" for field in header.fields) > 1:
         raise _bad("it has several From fields; RFC 5322 section 3.6 allows one")
     for address in found:
-        if "@" in address.text and not belongs(
-            address.text, request.user, facts.policy
-        ):
+        if "@" not in address.text:
+            continue
+        mailbox = _mailbox(address.text, "From", request, facts)
+        if not belongs(mailbox, request, facts.policy):
             raise NotAllowed("From", address.text, _own(request, facts))
 
 
-def belongs(address: str, user: str, policy: AcceptPolicy) -> bool:
-    """Say whether an address is a user's own."""
-    try:
-        decision = policy.decide(parse_mailbox(address, smtputf8=True))
-    except SmtpSyntaxError:
-        return False
-    return isinstance(decision, Taken) and decision.user == user
+def belongs(mailbox: Mailbox, request: InjectRequest, policy: AcceptPolicy) -> bool:
+    """Say whether an address is the user's to send as."""
+    if request.may_send_as is not None:
+        return request.may_send_as(mailbox)
+    decision = policy.decide(mailbox)
+    return isinstance(decision, Taken) and decision.user == request.user
 
 
 # The message -------------------------------------------------------------------------
