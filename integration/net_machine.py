@@ -19,6 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
+from ipaddress import ip_address
 from pathlib import Path
 
 from vnsmail.model import Context, HostName, SourceAddress, Uplink, VirtualHost
@@ -128,14 +129,16 @@ def _nodad(address):
     return " nodad" if ":" in address else ""
 
 
-def host(name, *addresses, context="namespace", link=None, uplink=None):
+def host(name, *addresses, context="namespace", link=None, uplink=None, gateways=()):
     """Return a virtual host with link and gateways as the product chooses them."""
     parsed = tuple(SourceAddress.parse(text) for text in addresses)
     where, actual = Context(context), observe(INSTANCE)
     wanted = None if uplink is None else Uplink(uplink)
     chosen, uplink = choose_link(parsed, actual, where, link, wanted)
     inside = where is Context.NAMESPACE and uplink is not Uplink.ROUTED
-    gateways = choose_gateways(parsed, actual, chosen) if inside else ()
+    gateways = tuple(map(ip_address, gateways))
+    if inside and not gateways:
+        gateways = choose_gateways(parsed, actual, chosen)
     return VirtualHost(
         HostName(name), where, parsed, (HostName(name),), chosen, uplink, gateways
     )

@@ -83,6 +83,7 @@ PURE = [
     "net/facts.py",
     "net/fit.py",
     "net/routed.py",
+    "net/by_source.py",
     "net/fence_rules.py",
     "net/guard_changes.py",
     "net/guard_rules.py",

@@ -16,6 +16,8 @@ from vnsmail.net.facts import (
     Namespace,
     Proxy,
     Settings,
+    SourceRule,
+    TableRoute,
 )
 from vnsmail.net.names import INSIDE_LINK
 from vnsmail.net.steps import (
@@ -24,6 +26,8 @@ from vnsmail.net.steps import (
     AddNeighbour,
     AddProxy,
     AddRoute,
+    AddRule,
+    AddTableRoute,
     Connect,
     JoinBridge,
     MakeNamespace,
@@ -35,6 +39,8 @@ from vnsmail.net.steps import (
     RemoveNeighbour,
     RemoveProxy,
     RemoveRoute,
+    RemoveRule,
+    RemoveTableRoute,
     SetGateway,
     SetMtu,
     SetPortUp,
@@ -52,6 +58,8 @@ class Kernel:
         self.namespaces = {each.name: each for each in actual.namespaces}
         self.aliases = {(each.link, each.address): each for each in actual.aliases}
         self.host_routes = dict.fromkeys(actual.host_routes)
+        self.table_routes = dict.fromkeys(actual.table_routes)
+        self.rules = dict.fromkeys(actual.rules)
         self.proxies = {(each.link, each.address): each for each in actual.proxies}
 
     def observe(self) -> Actual:
@@ -62,6 +70,8 @@ class Kernel:
             aliases=tuple(self.aliases.values()),
             host_routes=tuple(self.host_routes),
             proxies=tuple(self.proxies.values()),
+            table_routes=tuple(self.table_routes),
+            rules=tuple(self.rules),
         )
 
     @singledispatchmethod
@@ -238,6 +248,31 @@ class Kernel:
             # As apply.py does it.
             self._set(step.link, accept_ra=2 if link.settings.accept_ra else 0)
         self._set(step.link, **{name: step.value})
+
+    @perform.register
+    def _(self, step: AddTableRoute) -> None:
+        made = TableRoute(step.table, step.version, step.gateway, step.link)
+        assert made not in self.table_routes
+        self.table_routes[made] = None
+
+    @perform.register
+    def _(self, step: RemoveTableRoute) -> None:
+        gone = TableRoute(step.table, step.version, step.gateway, step.link)
+        del self.table_routes[gone]
+
+    @perform.register
+    def _(self, step: AddRule) -> None:
+        assert SourceRule(step.address, step.table) not in self.rules
+        # A way that ends nowhere would be the machine's.
+        assert step.table == 254 or any(
+            step.table == each.table and each.gateway is None
+            for each in self.table_routes
+        )
+        self.rules[SourceRule(step.address, step.table)] = None
+
+    @perform.register
+    def _(self, step: RemoveRule) -> None:
+        del self.rules[SourceRule(step.address, step.table)]
 
     def _set(self, name, **values):
         link = self.links[name]

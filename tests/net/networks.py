@@ -16,6 +16,8 @@ from vnsmail.net.facts import (
     Namespace,
     Proxy,
     Settings,
+    SourceRule,
+    TableRoute,
 )
 
 INSTANCE = "1a2b3c"
@@ -89,7 +91,7 @@ def _host(draw, name, number):
         draw(st.sampled_from(["10.77.0.1", "10.77.0.2"])),
         draw(st.sampled_from(["fd77::1", "fe80::1"])),
     ]
-    has_routers = uplink in {"bridge", "macvlan"}
+    has_routers = uplink != "routed"
     kept = draw(st.lists(st.sampled_from(gateways), unique=True)) if has_routers else ()
     found = host(name, *chosen, link=link, uplink=uplink, gateways=kept)
     mtu = draw(st.sampled_from([None, 1300, 1450])) if uplink else None
@@ -117,6 +119,18 @@ _ROUTED = st.sampled_from(
 )
 _BIT = st.integers(0, 1)
 _SETTINGS = st.builds(Settings, _BIT, _BIT, _BIT, st.integers(0, 2), _BIT, _BIT)
+
+
+_TABLES = st.sampled_from(
+    [names.table(INSTANCE, "eth0", g) for g in ("10.77.0.1", "fe80::1")] + [1 << 30]
+)
+_WAYS = st.one_of(
+    st.builds(TableRoute, _TABLES, st.sampled_from([4, 6]), st.none()),
+    st.builds(
+        TableRoute, _TABLES, st.just(4), st.just(ip("10.77.0.1")), st.just("eth0")
+    ),
+)
+_RULES = st.builds(SourceRule, _ROUTED, _TABLES | st.just(254))
 
 
 @st.composite
@@ -156,6 +170,8 @@ def states(draw):
     return Actual(
         links=(*machine, *ours),
         host_routes=tuple(routes),
+        table_routes=tuple(draw(st.lists(_WAYS, unique=True))),
+        rules=tuple(draw(st.lists(_RULES, unique=True))),
         proxies=tuple(Proxy(link, address) for link, address in answered),
         routes=ROUTES,
         namespaces=tuple(_namespace(draw, name, set(ports)) for name in inside),

@@ -131,6 +131,28 @@ class TestWhole:
             [wanted], MACHINE
         )
 
+    def test_alias_with_a_router(self):
+        """It has a way of its own before it has an address, and until it has none."""
+        wanted = host(
+            "alpha.example",
+            "192.0.2.11/24",
+            link="eth0",
+            uplink="",
+            gateways=["192.0.2.9"],
+        )
+        table = names.table(INSTANCE, "eth0", "192.0.2.9")
+        main = "main but for its default routes"
+
+        assert [
+            f"add IPv4 unreachable to table {table}",
+            f"add default route by 192.0.2.9 on eth0 to table {table}",
+            f"route what is from 192.0.2.11 by table {main}",
+            f"route what is from 192.0.2.11 by table {table}",
+            "add address 192.0.2.11 to eth0 for alpha.example",
+        ] == described([wanted], MACHINE)
+        assert [] == described([wanted], made(wanted))
+        assert "remove address 192.0.2.11 from eth0" == described([], made(wanted))[0]
+
     def test_nothing_twice(self):
         """What is as desired needs no step."""
         assert [] == described([BOTH], made(BOTH))
@@ -370,6 +392,7 @@ class TestProperties:
         assert () == after.aliases
         assert [] == [link for link in after.links if link.ours]
         assert ((), ()) == (after.host_routes, after.proxies)
+        assert ((), ()) == (after.table_routes, after.rules)
         for link in {each.link for each in actual.proxies}:
             (found,) = (each.settings for each in after.links if each.name == link)
             versions = {p.address.version for p in actual.proxies if p.link == link}
@@ -429,6 +452,24 @@ def _as_desired(desired, actual):
         if h.context is Context.ALIAS
         for a in h.addresses
     } == {(a.link, a.address, a.quiet) for a in actual.aliases}
+    own_way = {
+        (a.address, h.link, g)
+        for h in desired
+        if h.context is Context.ALIAS
+        for a in h.addresses
+        for g in h.gateways
+        if g.version == a.address.version
+    }
+    ways = {r.table: (r.link, r.gateway) for r in actual.table_routes if r.gateway}
+    last = {(r.table, r.version) for r in actual.table_routes if not r.gateway}
+    found_ways = {(r.address, *ways[r.table]) for r in actual.rules if r.table != 254}
+    assert own_way == found_ways
+    assert {a for a, *_ in own_way} == {
+        r.address for r in actual.rules if r.table == 254
+    }
+    assert all(
+        (r.table, r.address.version) in last for r in actual.rules if r.table != 254
+    )
     ours = {link.name: link for link in actual.links if link.ours}
     paired = {
         names.link(INSTANCE, h.name): h

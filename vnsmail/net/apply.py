@@ -34,6 +34,8 @@ from vnsmail.net.steps import (
     RemoveNeighbour,
     RemoveProxy,
     RemoveRoute,
+    RemoveRule,
+    RemoveTableRoute,
     SetPortUp,
     SetSetting,
     Step,
@@ -386,6 +388,8 @@ _TAKES_AWAY = (
     RemoveNeighbour,
     RemoveProxy,
     RemoveRoute,
+    RemoveRule,
+    RemoveTableRoute,
 )
 
 

@@ -82,6 +82,25 @@ class Proxy:
 
 
 @dataclass(frozen=True, slots=True)
+class TableRoute:
+    """A default route of ours in a table of its own."""
+
+    table: int
+    version: int
+    gateway: IPAddress | None
+    """None stands for the last resort: unreachable."""
+    link: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRule:
+    """A rule of ours: what has this source looks for its way in this table."""
+
+    address: IPAddress
+    table: int
+
+
+@dataclass(frozen=True, slots=True)
 class DefaultRoute:
     """A default route of the machine."""
 
@@ -128,6 +147,8 @@ class Actual:
     """Addresses that virtual hosts of other roots have as aliases, or are routed."""
     host_routes: tuple[HostRoute, ...] = ()
     proxies: tuple[Proxy, ...] = ()
+    table_routes: tuple[TableRoute, ...] = ()
+    rules: tuple[SourceRule, ...] = ()
     forwards: frozenset[int] = frozenset()
     """IP versions that the machine forwards on all its links."""
 

@@ -53,6 +53,7 @@ _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
+_RULE = struct.Struct("=BBBBBBBBI")
 _NUMBER = struct.Struct("=I")
 _KIND = 0x3FFF  # the two bits above say nested and byte order
 
@@ -170,8 +171,9 @@ def route(
     flags: int = 0,
     any_origin: bool = False,
     origin: int = 4,
+    kind: int = 1,
 ) -> bytes:
-    """Return the body of a message for a unicast route.
+    """Return the body of a message for a route.
 
     Args:
         of: the family.
@@ -181,9 +183,9 @@ def route(
         flags: RTNH_F_ONLINK.
         any_origin: of one to remove: who made it does not matter.
         origin: who makes it; static, if nothing else is said.
+        kind: UNICAST, or UNREACHABLE.
     """
     small = table if 0 < table < 256 else 0 if table else MAIN_TABLE
-    kind = UNICAST
     if any_origin:
         origin, kind = 0, 0
     # Of a route to remove, the scope too is whichever it is (RT_SCOPE_NOWHERE).
@@ -194,7 +196,7 @@ def route(
 
 MAIN_TABLE = 254
 STATIC = 4
-UNICAST = 1
+UNICAST, UNREACHABLE = 1, 7
 
 
 NEIGHBOUR_HARDWARE, NEIGHBOUR_PROTOCOL = 2, 12
@@ -236,6 +238,50 @@ def out_of(index: int) -> bytes:
 
 def metric(value: int) -> bytes:
     return number(6, value)
+
+
+# Numbers of linux/fib_rules.h.
+_TO_TABLE = 1
+_SOURCE, _PRIORITY, _BUT_GROUP, _BUT_LENGTH, _TABLE, _MAKER = 2, 6, 13, 14, 15, 21
+
+
+def rule(source: IPAddress, table: int, priority: int, mark: int, maker: int) -> bytes:
+    """Return the body of a message for a rule about one source.
+
+    Args:
+        source: of the packets that it is about.
+        table: where to look; of the main one all but default routes.
+        priority: when, among other rules; the lowest first.
+        mark: which the kernel keeps as a group of links that the way must not take.
+        maker: protocol.
+    """
+    own = attribute(_SOURCE, source.packed) + number(_PRIORITY, priority)
+    own += number(_BUT_GROUP, mark) + number(_TABLE, table)
+    if table == MAIN_TABLE:
+        own += number(_BUT_LENGTH, 0)
+    own += attribute(_MAKER, bytes([maker]))
+    length = source.max_prefixlen
+    small = table if table < 256 else 0
+    head = _RULE.pack(family(source), 0, length, 0, small, 0, 0, _TO_TABLE, 0)
+    return head + own
+
+
+def rule_filter() -> bytes:
+    """Return the body of a question for all rules."""
+    return _RULE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def rule_facts(payload: memoryview) -> tuple[int, int, IPAddress | None]:
+    """Return mark, table and source of a rule; None if it is not about one source."""
+    _, _, length, _, small, *_ = _RULE.unpack_from(payload)
+    found = attributes(payload, _RULE.size)
+    source = found.get(_SOURCE)
+    alone = source is not None and length == 8 * len(source)
+    return (
+        number_in(found, _BUT_GROUP),
+        number_in(found, _TABLE) or small,
+        address_in(source) if source is not None and alone else None,
+    )
 
 
 # Bodies of what the kernel says ----------------------------------------------------

@@ -27,6 +27,9 @@ PROTOCOL = 118
 """Who made a route, a rule or a proxy entry (rtm_protocol of rtnetlink(7)); 118 is
 nobody else's in iproute2's list. Too short for a mark, so it is never all that counts."""
 
+SPECIFIC_FIRST, THEN_OWN_TABLE = 5550, 5551
+"""Priorities of our rules (ip-rule(8)): before the main table, after the local one."""
+
 ROUTER_HARDWARE, INSIDE_HARDWARE = "fe:76:6e:73:00:01", "02:76:6e:73:00:02"
 """Hardware addresses of the two ends of a routed uplink. Each is a wire of its own, so
 they are the same for all, and each end knows the other's without asking."""
@@ -54,6 +57,25 @@ def mark(instance: str) -> int:
         return _MARK_OF_ROOT | int(instance, 16)
     digest = hashlib.blake2s(instance.encode(), digest_size=3).digest()
     return _MARK_OF_WORD | int.from_bytes(digest)
+
+
+def rule_mark(instance: str) -> int:
+    """Return the number that rules of an instance carry.
+
+    A rule has no field for it, so it is in one that does nothing: suppress_ifgroup, "not
+    by a link of this group". No link has this group, for links have the mark itself.
+    """
+    return mark(instance) ^ 1 << 31
+
+
+def table(instance: str, link: str, gateway: str) -> int:
+    """Return the number of the routing table of what leaves by a router on a link.
+
+    30 bits of hash: nobody else's table has it, nor does another of ours.
+    """
+    said = f"{instance}:{link}:{gateway}".encode()
+    digest = hashlib.blake2s(said, digest_size=4).digest()
+    return int.from_bytes(digest) & 0x3FFFFFFF | 0x40000000
 
 
 def is_mark(number: int) -> bool:

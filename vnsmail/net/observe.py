@@ -25,6 +25,8 @@ from vnsmail.net.facts import (
     Network,
     Proxy,
     Settings,
+    SourceRule,
+    TableRoute,
     network_of,
 )
 from vnsmail.net.messages import Attributes
@@ -44,6 +46,7 @@ _FORWARDING6, _ACCEPT_RA, _PROXY_NDP, _OFF6, _FORCED6 = 0, 3, 22, 26, 59
 _DESTINATION, _OUT, _GATEWAY, _PRIORITY, _HOPS = 1, 4, 5, 6, 9
 
 
+_SMALL_TABLES = 255
 _VALUE = struct.Struct("=i")
 _NOTHING = memoryview(b"")
 _NONE = Settings()
@@ -72,6 +75,7 @@ def observe(instance: str, only: HostName | None = None) -> Actual:
     mark = names.mark(instance)
     wanted = None if only is None else names.namespace(instance, only)
     machine = _look(mark)
+    machine.rules = _rules(names.rule_mark(instance))
     proxies = _proxies(machine)
 
     def look(name: str) -> Namespace | None:
@@ -95,6 +99,8 @@ def observe(instance: str, only: HostName | None = None) -> Actual:
         elsewhere=tuple(machine.elsewhere),
         host_routes=tuple(machine.host_routes),
         proxies=proxies,
+        table_routes=tuple(machine.table_routes),
+        rules=tuple(machine.rules),
         forwards=frozenset(
             version
             for version in (4, 6)
@@ -126,6 +132,8 @@ class _View:
     aliases: list[Alias] = field(default_factory=list)
     elsewhere: list[IPAddress] = field(default_factory=list)
     host_routes: list[HostRoute] = field(default_factory=list)
+    table_routes: list[TableRoute] = field(default_factory=list)
+    rules: list[SourceRule] = field(default_factory=list)
 
 
 def _namespace(name: str, machine: _View, mark: int) -> Namespace | None:
@@ -253,6 +261,9 @@ def _routes(
     for message in found:
         family, length, table, kind, facts = messages.route_facts(message)
         if table != messages.MAIN_TABLE or kind != messages.UNICAST:
+            if length == 0 and table > _SMALL_TABLES:
+                version = 6 if family == messages.IPV6 else 4
+                _see_table(view, table, version, facts, name_of, mark)
             continue
         metric = messages.number_in(facts, _PRIORITY)
         if names.is_mark(metric) and _DESTINATION in facts:
@@ -272,6 +283,35 @@ def _routes(
                 if not network.is_link_local:
                     networks[index].append(network)
     return networks
+
+
+def _see_table(
+    view: _View,
+    table: int,
+    version: int,
+    facts: Attributes,
+    name_of: Mapping[int, str],
+    mark: int,
+) -> None:
+    """Note a default route of a table that is not the main one, if it is ours."""
+    metric = messages.number_in(facts, _PRIORITY)
+    if metric == mark ^ 1 << 31:
+        view.table_routes.append(TableRoute(table, version, None))
+    elif metric == mark and _GATEWAY in facts:
+        out = name_of.get(messages.number_in(facts, _OUT), "")
+        gateway = messages.address_in(facts[_GATEWAY])
+        view.table_routes.append(TableRoute(table, version, gateway, out))
+
+
+def _rules(mark: int) -> list[SourceRule]:
+    """Return our rules about sources, of the machine."""
+    found: list[SourceRule] = []
+    with Kernel() as kernel:
+        for each in kernel.dump(messages.GET_RULE, messages.rule_filter()):
+            number, table, source = messages.rule_facts(each)
+            if number == mark and source is not None:
+                found.append(SourceRule(source, table))
+    return found
 
 
 def _link(

@@ -21,6 +21,7 @@ from vnsmail.model import (
     VirtualHost,
 )
 from vnsmail.net import names
+from vnsmail.net.by_source import BySource
 from vnsmail.net.choose import choose_gateways, choose_link
 from vnsmail.net.facts import Actual, Alias, Desired, Link, Namespace
 from vnsmail.net.fit import reduced
@@ -81,13 +82,16 @@ def plan(
     if only is not None:
         there = there.of(only, instance)
     routing = Routing(inside, actual, instance, only)
+    by_source = BySource(desired.hosts, actual, instance)
     return (
         *routing.surplus(),
         *_surplus(hosts, there),
         *(step for host in hosts for step in host.surplus()),
         *_surplus_aliases(actual.aliases, kept),
+        *by_source.surplus(),
         *(step for host in hosts for step in host.missing()),
         *routing.missing({host.port for host in hosts if host.is_kept}),
+        *by_source.missing(),
         *(
             AddAlias(link, address, host.name)
             for (link, address), host in aliases.items()

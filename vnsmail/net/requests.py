@@ -28,6 +28,8 @@ from vnsmail.net.steps import (
     AddNeighbour,
     AddProxy,
     AddRoute,
+    AddRule,
+    AddTableRoute,
     Connect,
     JoinBridge,
     RemoveAddress,
@@ -36,6 +38,8 @@ from vnsmail.net.steps import (
     RemoveNeighbour,
     RemoveProxy,
     RemoveRoute,
+    RemoveRule,
+    RemoveTableRoute,
     SetGateway,
     SetMtu,
     SetUp,
@@ -263,6 +267,57 @@ def _remove_proxy(step: RemoveProxy, index: Index, _: int) -> bytes:
     return message(messages.DEL_NEIGHBOUR, 0, body)
 
 
+def _table_route(
+    step: AddTableRoute | RemoveTableRoute, index: Index, mark: int
+) -> bytes:
+    of = messages.IPV4 if step.version == 4 else messages.IPV6
+    more, flags, kind = [], 0, messages.UNICAST
+    if step.gateway is None:
+        # Metrics tell the two apart; the lower one is tried first.
+        more.append(messages.metric(mark ^ 1 << 31))
+        kind = messages.UNREACHABLE
+    else:
+        more.append(messages.metric(mark))
+        more.append(messages.gateway(step.gateway))
+        more.append(messages.out_of(index(step.link)))
+        near = step.version == 6 and step.gateway.is_link_local
+        flags = 0 if near else _ONLINK
+    removes = isinstance(step, RemoveTableRoute)
+    return messages.route(
+        of,
+        *more,
+        table=step.table,
+        flags=0 if removes else flags,
+        any_origin=removes,
+        origin=names.PROTOCOL,
+        kind=kind,
+    )
+
+
+def _add_table_route(step: AddTableRoute, index: Index, mark: int) -> bytes:
+    body = _table_route(step, index, mark)
+    return message(messages.NEW_ROUTE, CREATE | REPLACE, body)
+
+
+def _remove_table_route(step: RemoveTableRoute, index: Index, mark: int) -> bytes:
+    return message(messages.DEL_ROUTE, 0, _table_route(step, index, mark))
+
+
+def _rule(step: AddRule | RemoveRule, mark: int) -> bytes:
+    own = step.table != messages.MAIN_TABLE
+    priority = names.THEN_OWN_TABLE if own else names.SPECIFIC_FIRST
+    rule_mark = mark ^ 1 << 31
+    return messages.rule(step.address, step.table, priority, rule_mark, names.PROTOCOL)
+
+
+def _add_rule(step: AddRule, _: Index, mark: int) -> bytes:
+    return message(messages.NEW_RULE, CREATE | EXCLUSIVE, _rule(step, mark))
+
+
+def _remove_rule(step: RemoveRule, _: Index, mark: int) -> bytes:
+    return message(messages.DEL_RULE, 0, _rule(step, mark))
+
+
 # The table -------------------------------------------------------------------------
 
 _Request: TypeAlias = Callable[[Any, Index, int], bytes]
@@ -285,5 +340,9 @@ REQUESTS: dict[type[Step], tuple[_Request, set[int]]] = {
     RemoveRoute: (_remove_route, NO_DEVICE | {errno.ESRCH}),
     AddProxy: (_add_proxy, {errno.EEXIST}),
     RemoveProxy: (_remove_proxy, NO_DEVICE | {errno.ENOENT}),
+    AddTableRoute: (_add_table_route, {errno.EEXIST}),
+    RemoveTableRoute: (_remove_table_route, NO_DEVICE | {errno.ESRCH}),
+    AddRule: (_add_rule, {errno.EEXIST}),
+    RemoveRule: (_remove_rule, {errno.ENOENT}),
 }
 """What asks the kernel for a step, and the errors that say it is as wanted already."""

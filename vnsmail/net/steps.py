@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
 from vnsmail.model import HostName, IPAddress, SourceAddress, Uplink
+from vnsmail.net.messages import MAIN_TABLE
 from vnsmail.net.names import INSIDE_LINK
 
 
@@ -265,6 +266,60 @@ class RemoveProxy:
 
 
 @dataclass(frozen=True, slots=True)
+class AddTableRoute:
+    """Give a table of ours its default route, or its last resort."""
+
+    table: int
+    version: int
+    gateway: IPAddress | None
+    link: str
+    host: HostName
+    """One of those who use it."""
+    namespace: ClassVar[str] = ""
+
+    def describe(self) -> str:
+        return f"add {_way(self)} to table {self.table}"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveTableRoute:
+    """Take a default route from a table of ours."""
+
+    table: int
+    version: int
+    gateway: IPAddress | None
+    link: str
+    namespace: ClassVar[str] = ""
+
+    def describe(self) -> str:
+        return f"remove {_way(self)} from table {self.table}"
+
+
+@dataclass(frozen=True, slots=True)
+class AddRule:
+    """Let what has a source look for its way in a table."""
+
+    address: IPAddress
+    table: int
+    namespace: ClassVar[str] = ""
+
+    def describe(self) -> str:
+        return f"route what is from {self.address} by table {_table(self.table)}"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveRule:
+    """Let what has a source look there no longer."""
+
+    address: IPAddress
+    table: int
+    namespace: ClassVar[str] = ""
+
+    def describe(self) -> str:
+        return f"route no more what is from {self.address} by {_table(self.table)}"
+
+
+@dataclass(frozen=True, slots=True)
 class SetSetting:
     """Set how the kernel treats a link of the machine (ip-sysctl)."""
 
@@ -305,6 +360,10 @@ Step: TypeAlias = (
     | AddProxy
     | RemoveProxy
     | SetSetting
+    | AddTableRoute
+    | RemoveTableRoute
+    | AddRule
+    | RemoveRule
 )
 
 
@@ -314,6 +373,16 @@ def _within(namespace: str) -> str:
 
 def _over(link: str, namespace: str) -> str:
     return f" on {link}{_within(namespace)}"
+
+
+def _way(step: AddTableRoute | RemoveTableRoute) -> str:
+    if step.gateway is None:
+        return f"IPv{step.version} unreachable"
+    return f"default route by {step.gateway} on {step.link}"
+
+
+def _table(number: int) -> str:
+    return "main but for its default routes" if number == MAIN_TABLE else str(number)
 
 
 def _on_link(namespace: str) -> str:
