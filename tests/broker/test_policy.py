@@ -270,3 +270,63 @@ def test_only_the_machines_sockets_are_unbound(steps, worker, request):
     decision = policy.decide(worker, request)
     if isinstance(decision, Connectable) and decision.source is None:
         assert (request.owner, decision.namespace) == (MACHINE, "")
+
+
+# Name servers of a host ---------------------------------------------------------------
+
+ASKING = HostGrant(
+    "asking.example",
+    "vns-asking",
+    ("10.0.0.7", "fd00::7"),
+    5,
+    ("10.0.0.54", "fd00::54"),
+)
+
+
+@pytest.fixture
+def asking(policy):
+    policy.grant("w0", [ALPHA, BETA, ASKING])
+    return policy
+
+
+@pytest.mark.parametrize(
+    ("server", "source", "family"),
+    [("10.0.0.54", "10.0.0.7", Family.IPV4), ("fd00::54", "fd00::7", Family.IPV6)],
+)
+def test_a_host_asks_its_own_servers_from_its_own_address(
+    asking, server, source, family
+):
+    request = OpenResolver(1, "udp", server, "asking.example")
+
+    expected = Resolver("udp", family, server, "vns-asking", source, 5)
+    assert expected == asking.decide("w0", request)
+
+
+@pytest.mark.parametrize(
+    ("worker", "server", "owner", "why"),
+    [
+        ("w0", "10.0.0.53", "asking.example", "server"),
+        ("w0", "10.0.0.54", "", "server"),
+        ("w0", "10.0.0.54", "alpha.example", "server"),
+        ("w1", "10.0.0.54", "asking.example", "not_owned"),
+        ("w0", "10.0.0.54", "nobody.example", "not_owned"),
+        ("wm", "10.0.0.54", MACHINE, "server"),
+    ],
+)
+def test_nobody_elses_servers(asking, worker, server, owner, why):
+    """Neither those of the machine as a host, nor those of a host as another."""
+    assert why == kind(asking.decide(worker, OpenResolver(1, "tcp", server, owner)))
+
+
+def test_a_server_of_a_family_the_host_has_not(policy):
+    """It is not asked from elsewhere."""
+    policy.grant("w0", [HostGrant("b.example", "", ("10.0.0.8",), 0, ("fd00::54",))])
+    answer = policy.decide("w0", OpenResolver(3, "udp", "fd00::54", "b.example"))
+
+    expected = Unavailable(3, errno.EAFNOSUPPORT, "it has no IPv6 address", None)
+    assert expected == answer
+
+
+def test_the_machine_has_no_servers_of_its_own(policy):
+    with pytest.raises(BrokerRefused):
+        policy.grant("wm", [HostGrant(MACHINE, "", (), 0, ("10.0.0.54",))])

@@ -159,7 +159,7 @@ def test_a_batch_has_bounds(size):
 def test_the_longest_messages_fit_a_channel():
     """Nothing that decodes could not have been sent."""
     name, address = "n" * 253, "f" * 45
-    grant = HostGrant(name, name, (address,) * 64)
+    grant = HostGrant(name, name, (address,) * 64, 2**32 - 1, (address,) * 8)
     whole = [
         protocol.encode(Grant(2**53, name, (grant,) * protocol.MAX_HOSTS)),
         protocol.encode_batch(

@@ -103,19 +103,21 @@ class SocketClient:
         return _stream(fd, DOMAINS[6 if ":" in address else 4])
 
     async def resolver(
-        self, transport: Literal["udp", "tcp"], server: str
+        self, transport: Literal["udp", "tcp"], server: str, owner: str = ""
     ) -> socket.socket:
         """Return a socket connected, or connecting, to port 53 of a name server.
 
+        With an owner, the server is one of its own and is asked from its address.
+
         Raises:
-            SourceUnavailable: the machine has no way to it now.
-            BrokerRefused: it is not one of the name servers configured.
+            SourceUnavailable: there is no way to it now.
+            BrokerRefused: it is not one of the name servers configured, or of the owner.
             BrokerGone: there is no broker now.
         """
         answer, fd = await self._ask(
-            lambda number: protocol.OpenResolver(number, transport, server)
+            lambda number: protocol.OpenResolver(number, transport, server, owner)
         )
-        _source(answer, MACHINE, server)
+        _source(answer, owner or MACHINE, server)
         kind = socket.SOCK_DGRAM if transport == "udp" else socket.SOCK_STREAM
         return _socket(fd, DOMAINS[6 if ":" in server else 4], kind)
 

@@ -47,11 +47,15 @@ class Listener:
 
 @dataclass(frozen=True, slots=True)
 class Resolver:
-    """Open a socket connected to a name server, in the machine's namespace."""
+    """Open a socket connected to a name server."""
 
     transport: Literal["udp", "tcp"]
     family: Family
     server: str
+    namespace: str = ""
+    source: str | None = None
+    """The address to bind it to; None, for the machine only: the kernel chooses."""
+    mark: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,7 @@ class _Granted:
     sources: dict[Family, str | None]
     """What to bind to, by family."""
     mark: int = 0
+    resolvers: frozenset[IPAddress] = frozenset()
 
 
 Opening: TypeAlias = Connectable | Listener | Resolver
@@ -127,7 +132,7 @@ class Policy:
                 case protocol.OpenListener():
                     return self._listener(worker, request)
                 case protocol.OpenResolver():
-                    return self._resolver(request)
+                    return self._resolver(worker, request)
         except BrokerRefused as error:
             return refused(request.id, error)
 
@@ -154,11 +159,34 @@ class Policy:
         family = Family(address.version)
         return Listener(host.namespace, family, str(address), request.port)
 
-    def _resolver(self, request: protocol.OpenResolver) -> Resolver:
+    def _resolver(
+        self, worker: str, request: protocol.OpenResolver
+    ) -> Resolver | protocol.Unavailable:
         server = _address(request.server, "name server")
+        if request.owner:
+            return self._own_resolver(worker, request, server)
         if server not in self._resolvers:
             raise _no("server", f"{server} is not one of the name servers to ask")
         return Resolver(request.transport, Family(server.version), str(server))
+
+    def _own_resolver(
+        self, worker: str, request: protocol.OpenResolver, server: IPAddress
+    ) -> Resolver | protocol.Unavailable:
+        host = self._owned(worker, request.owner)
+        if server not in host.resolvers:
+            raise _no("server", f"{server} is not a name server of {request.owner}")
+        family = Family(server.version)
+        if family not in host.sources:
+            reason = f"it has no IPv{family.value} address"
+            return protocol.Unavailable(request.id, EAFNOSUPPORT, reason, None)
+        return Resolver(
+            request.transport,
+            family,
+            str(server),
+            host.namespace,
+            host.sources[family],
+            host.mark,
+        )
 
     def _owned(self, worker: str, owner: str) -> _Granted:
         host = self._granted.get(worker, {}).get(owner)
@@ -176,7 +204,7 @@ def _sound(host: HostGrant) -> _Granted:
     """Return what a grant says; raises BrokerRefused for one that cannot be."""
     addresses = [_address(text, "address") for text in host.addresses]
     if host.name == MACHINE:
-        if addresses or host.namespace:
+        if addresses or host.namespace or host.resolvers:
             raise _no("malformed", "the machine's sockets are bound to nothing")
         return _Granted("", frozenset(), dict.fromkeys(Family))
     if not addresses:
@@ -187,7 +215,8 @@ def _sound(host: HostGrant) -> _Granted:
     sources: dict[Family, str | None] = {}
     for address in addresses:
         sources.setdefault(Family(address.version), str(address))
-    return _Granted(host.namespace, frozenset(addresses), sources, host.mark)
+    resolvers = frozenset(_address(text, "name server") for text in host.resolvers)
+    return _Granted(host.namespace, frozenset(addresses), sources, host.mark, resolvers)
 
 
 def _address(text: str, what: str) -> IPAddress:

@@ -57,6 +57,8 @@ class HostGrant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mark: Annotated[int, Meta(ge=0, le=0xFFFFFFFF)] = 0
     """Mark of its sockets (net/guard_rules.py), by which the guard knows whose they are; 0: none.
     Only in the machine's network: in a namespace of its own, all are the host's."""
+    resolvers: Annotated[tuple[Address, ...], Meta(max_length=8)] = ()
+    """Name servers that it asks from its own addresses, beside those of the machine."""
 
 
 # The supervisor asks ----------------------------------------------------------
@@ -139,10 +141,15 @@ class OpenListener(_Message, frozen=True):
 
 
 class OpenResolver(_Message, frozen=True):
-    """A socket of the machine, connected to port 53 of a name server."""
+    """A socket connected to port 53 of a name server.
+
+    With an owner it is the owner's, bound to its address, and the server one of its own;
+    else it is the machine's, and the server one of those configured.
+    """
 
     transport: Literal["udp", "tcp"]
     server: Address
+    owner: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{0,253}\Z")] = ""
 
 
 WorkerRequest: TypeAlias = OpenConnectable | OpenListener | OpenResolver

@@ -80,8 +80,7 @@ class Opener:
         """Return a result for each opening; each namespace is entered once."""
         places: dict[str, list[int]] = {}
         for index, opening in enumerate(openings):
-            place = "" if isinstance(opening, Resolver) else opening.namespace
-            places.setdefault(place, []).append(index)
+            places.setdefault(opening.namespace, []).append(index)
         results: list[Result] = [_NOTHING] * len(openings)
 
         def open_in(place: str) -> None:
@@ -145,6 +144,11 @@ def _listener(opening: Listener) -> int:
 def _resolver(opening: Resolver) -> int:
     kind = socket.SOCK_DGRAM if opening.transport == "udp" else socket.SOCK_STREAM
     with socket.socket(_DOMAINS[opening.family], kind | _FLAGS) as sock:
+        if opening.mark:
+            sock.setsockopt(socket.SOL_SOCKET, MARK_OPTION, opening.mark)
+        if opening.source is not None:
+            sock.setsockopt(socket.SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+            sock.bind((opening.source, 0))
         _hear_only(sock, opening.server, DNS_PORT)
         # A TCP connection takes its time; whoever writes waits for it.
         with contextlib.suppress(BlockingIOError):

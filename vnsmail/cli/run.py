@@ -42,7 +42,7 @@ def run(
     with open_to_read(layout.directory_db) as directory:
         found = directory.host(host_name(host))
     _enter_lab(layout, found.name, words)
-    servers = settings.load(layout.settings_file).dns.servers
+    servers = found.resolvers or settings.load(layout.settings_file).dns.servers
     sys.stdout.flush()
     code = run_as.run(found, layout.instance, words, [str(each) for each in servers])
     raise typer.Exit(code)

@@ -54,6 +54,7 @@ from vnsmail.model import Envelope, Family, IPAddress, Outcome, Owner, ip_addres
 from vnsmail.queue.body import Body, BodyWriter
 from vnsmail.queue.envelope import ENTROPY_BYTES, QueueCounts, new_id
 from vnsmail.queue.queue import Queue, QueuedMessage
+from vnsmail.resolve.backend import OpenSocket
 from vnsmail.resolve.resolver import Resolver
 from vnsmail.settings import Settings
 from vnsmail.smtp.address import Mailbox, parse_mailbox
@@ -101,7 +102,8 @@ class OwnerService:
         self._sockets = sockets
         self._executor = executor
         self._folder = Path(facts.folder)
-        self._resolver = Resolver(sockets.resolver, resolvers, settings.dns.timeout)
+        self._servers = resolvers
+        self._resolver = Resolver(*self._asked(facts), settings.dns.timeout)
         self._authenticity = Authenticity(
             facts, settings, self._resolver.answer, executor
         )
@@ -114,6 +116,12 @@ class OwnerService:
         self._delivering: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
         self._fault = ""
+
+    def _asked(self, facts: OwnerFacts) -> tuple[OpenSocket, tuple[str, ...]]:
+        """Return who opens sockets to name servers, and which these are."""
+        if not facts.resolvers:
+            return self._sockets.resolver, self._servers
+        return partial(self._sockets.resolver, owner=facts.owner), facts.resolvers
 
     # From the beginning to the end -----------------------------------------------------
 
@@ -224,6 +232,8 @@ class OwnerService:
                 raise
         if facts.certificates != self._facts.certificates:
             self._tls = credentials(facts.certificates)
+        if facts.resolvers != self._facts.resolvers:
+            self._resolver.ask(*self._asked(facts))
         self._facts = facts
         self._rules.update(facts)
         self._authenticity.update(facts)

@@ -91,14 +91,20 @@ class Resolver:
     def __init__(
         self, open_socket: OpenSocket, servers: Sequence[str], timeout: float
     ) -> None:
-        self._backend = HandedBackend(open_socket)
         self._resolver = dns.asyncresolver.Resolver(configure=False)
-        self._resolver.nameservers = list(servers)
         self._resolver.lifetime = timeout
-        self._resolver.timeout = timeout / (TRIES * max(len(servers), 1))
-        self._resolver.cache = dns.resolver.LRUCache(CACHE_SIZE)
         self._resolver.use_edns(0, 0, EDNS_PAYLOAD)
+        self.ask(open_socket, servers)
         self._asking: dict[tuple[str, str], _Question] = {}
+
+    def ask(self, open_socket: OpenSocket, servers: Sequence[str]) -> None:
+        """Ask these servers from now on; what others said is forgotten."""
+        self._backend = HandedBackend(open_socket)
+        self._resolver.nameservers = list(servers)
+        self._resolver.timeout = (self._resolver.lifetime or 0) / (
+            TRIES * max(len(servers), 1)
+        )
+        self._resolver.cache = dns.resolver.LRUCache(CACHE_SIZE)
 
     async def mx(self, domain: str) -> tuple[MailExchanger, ...]:
         """Return the mail exchangers of a domain, the most preferred first.

@@ -466,6 +466,7 @@ class Services:
                 namespace=service.namespace,
                 addresses=service.facts.addresses,
                 mark=service.mark,
+                resolvers=service.facts.resolvers,
             )
             for service in services
         )
