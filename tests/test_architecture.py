@@ -103,6 +103,7 @@ PURE = [
     "engines/protocol.py",
     "supervisor/host_files.py",
     "supervisor/plan.py",
+    "supervisor/signing_keys.py",
     "supervisor/converge.py",
     "supervisor/drift.py",
     "supervisor/altered.py",

@@ -9,6 +9,7 @@ root keeps everything below one folder.
     /var/lib/vnsmail/directory.db     DIR/directory.db      which hosts should exist
     /var/lib/vnsmail/hosts/HOST/      DIR/hosts/HOST/       queue.db, body/, mail/USER/
     /var/lib/vnsmail/tls/HOST/        DIR/tls/HOST/         certificates and keys
+    /var/lib/vnsmail/dkim/HOST/       DIR/dkim/HOST/        DKIM keys, root's alone
     /var/lib/vnsmail/machine/         DIR/machine/          queue.db of the machine
     /run/vnsmail/                     DIR/run/              control socket, pid, log
 
@@ -89,6 +90,11 @@ class Layout:
     @property
     def log_file(self) -> Path:
         return self.run / "vnsmail.log"
+
+    @property
+    def dkim(self) -> Path:
+        """Folder with a folder of DKIM keys for each host; it is root's alone."""
+        return self.state / "dkim"
 
     def owner_folder(self, owner: Owner) -> Path:
         """Return the folder with the queue and mailboxes of a host or the machine."""

@@ -12,7 +12,13 @@ from vnsmail.engines.protocol import OwnerReport
 from vnsmail.errors import ResolveError
 from vnsmail.model import Family, HostName, SourceAddress
 from vnsmail.supervisor import probe
-from vnsmail.supervisor.control import GetStatus, ProcessStatus, Status
+from vnsmail.supervisor.control import (
+    DkimKeys,
+    GetStatus,
+    ListDkim,
+    ProcessStatus,
+    Status,
+)
 from vnsmail.supervisor.examine import Finding
 
 
@@ -71,6 +77,7 @@ def hosts(root):
 def supervisor(root, hosts):
     with FakeSupervisor(root) as found:
         found.answers[GetStatus] = STATUS
+        found.answers[ListDkim] = DkimKeys(())
         yield found
 
 

@@ -174,6 +174,7 @@ def test_destroy(vnsmail, supervisor, discard):
 PLAIN = {
     "resolvers": [],
     "source_check": "strict",
+    "authentication": "mark",
     "public_addresses": [],
     "limits": {},
     "suspended": False,

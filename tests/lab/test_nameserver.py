@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from vnsmail.directory import Directory
 from vnsmail.lab.nameserver import MAX_UDP, NameServer
 from vnsmail.model import Context, HostName, SourceAddress, Uplink, VirtualHost
+from vnsmail.settings import layout
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def directory_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(directory_file):
-    return NameServer(directory_file)
+    return NameServer(layout(directory_file.parent))
 
 
 def ask(server, name, record, limit=MAX_UDP):
@@ -102,7 +103,7 @@ def test_a_name_with_other_records(server):
 
 def test_hosts_made_later_are_known(tmp_path):
     """The directory is read anew: nobody restarts a name server for a new host."""
-    server = NameServer(tmp_path / "directory.db")
+    server = NameServer(layout(tmp_path))
     before = ask(server, "beta.example", "A")
     directory = Directory(tmp_path / "directory.db")
     host = VirtualHost(
@@ -129,7 +130,7 @@ def test_long_answers_are_truncated(tmp_path):
     directory.add_host(host)
     directory.activate(name)
     directory.close()
-    server = NameServer(tmp_path / "directory.db")
+    server = NameServer(layout(tmp_path))
     answer = ask(server, "many.example", "A", limit=512)
 
     assert answer.flags & dns.flags.TC
@@ -143,7 +144,10 @@ def test_a_damaged_directory(tmp_path):
     path = tmp_path / "directory.db"
     path.write_bytes(b"not a database" * 100)
 
-    assert dns.rcode.SERVFAIL == ask(NameServer(path), "alpha.example", "A").rcode()
+    assert (
+        dns.rcode.SERVFAIL
+        == ask(NameServer(layout(path.parent)), "alpha.example", "A").rcode()
+    )
 
 
 def test_answers_are_not_answered(server):
@@ -157,6 +161,6 @@ def test_answers_are_not_answered(server):
 @given(wire=st.binary(max_size=200))
 def test_any_bytes(directory_file, wire):
     """What is no question gets no answer, and ends nothing."""
-    answer = NameServer(directory_file).respond(wire, limit=MAX_UDP)
+    answer = NameServer(layout(directory_file.parent)).respond(wire, limit=MAX_UDP)
 
     assert answer is None or dns.message.from_wire(answer).id is not None

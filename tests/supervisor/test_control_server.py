@@ -115,6 +115,8 @@ REQUESTS = [
     control.SetCertificate("a.example", b"cert", b"key", ("b.example",)),
     control.RemoveCertificate("a.example", "b.example"),
     control.GetCertificates("a.example"),
+    control.ChangeDkim("a.example", "rotate", selector="s"),
+    control.ListDkim(),
     control.ShutDown(),
 ]
 

@@ -18,6 +18,7 @@ from vnsmail.cli import (
     alias,
     apply,
     daemon,
+    dkim,
     doctor,
     host_changes,
     lab,
@@ -54,6 +55,7 @@ app.add_typer(host_changes.app, name="host")
 app.add_typer(user.app, name="user")
 app.add_typer(alias.app, name="alias")
 app.add_typer(login.app, name="login")
+app.add_typer(dkim.app, name="dkim")
 app.add_typer(queue.app, name="queue")
 app.add_typer(lab.app, name="lab")
 

@@ -12,6 +12,7 @@ import typer
 
 from vnsmail import database, settings
 from vnsmail.cli import client, render
+from vnsmail.cli.dkim_records import findings as dkim_findings
 from vnsmail.cli.doctor_names import look_up
 from vnsmail.cli.options import AsJson, layout_of
 from vnsmail.cli.render import as_json, progress, remark
@@ -90,6 +91,7 @@ class _Patient:
             ("hosts", self._look_at_hosts),
             ("certificates", self._look_at_certificates),
             ("names", self._look_at_names),
+            ("DKIM", self._look_at_keys),
             ("machine", self._look_at_machine),
         ):
             yield name, lambda look=look: list(look())  # type: ignore[misc]
@@ -225,6 +227,18 @@ class _Patient:
         from vnsmail.supervisor.main import resolvers  # noqa: PLC0415
 
         yield from look_up(self._hosts, resolvers(self._settings))
+
+    def _look_at_keys(self) -> Iterator[Finding]:
+        from vnsmail.supervisor.main import resolvers  # noqa: PLC0415
+
+        if self._status is None:
+            return
+        try:
+            keys = client.ask(self._layout, control.ListDkim(), control.DkimKeys).keys
+        except VnsmailError as error:
+            yield examine.failed("dkim", "keys", error)
+            return
+        yield from dkim_findings(keys, resolvers(self._settings))
 
     def _look_at_machine(self) -> Iterator[Finding]:
         from vnsmail.supervisor import probe  # noqa: PLC0415

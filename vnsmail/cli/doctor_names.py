@@ -29,7 +29,8 @@ def look_up(hosts: Sequence[VirtualHost], servers: Sequence[str]) -> list[Findin
     return asyncio.run(_Names(servers, PATIENCE).look_up(hosts))
 
 
-async def _connected(transport: Transport, server: str) -> socket.socket:
+async def connected(transport: Transport, server: str) -> socket.socket:
+    """Return a socket to a name server, from this machine."""
     family = socket.AF_INET6 if ":" in server else socket.AF_INET
     kind = socket.SOCK_DGRAM if transport == "udp" else socket.SOCK_STREAM
     sock = socket.socket(family, kind)
@@ -46,7 +47,7 @@ class _Names:
     """Questions about hosts, and how many were answered."""
 
     def __init__(self, servers: Sequence[str], timeout: float) -> None:
-        self._resolver = Resolver(_connected, servers, timeout)
+        self._resolver = Resolver(connected, servers, timeout)
         self._room = asyncio.Semaphore(AT_ONCE)
         self._answered = 0
         self._in_vain = 0

@@ -171,7 +171,11 @@ def show(
     if json:
         as_json(value)
     else:
-        usual = {"helo": host.name, "source_check": "strict"}
+        usual = {
+            "helo": host.name,
+            "source_check": "strict",
+            "authentication": "mark",
+        }
         known = [
             (key, each)
             for key, each in value.items()
@@ -194,6 +198,7 @@ def _described(host: VirtualHost) -> dict[str, object]:
         "vlan": host.vlan,
         "resolvers": [str(each) for each in host.resolvers],
         "source_check": host.source_check.value,
+        "authentication": host.authentication.value,
         "public_addresses": [str(each) for each in host.public_addresses],
         "limits": {k: n for k, n in asdict(host.limits).items() if n is not None},
         "suspended": host.suspended,

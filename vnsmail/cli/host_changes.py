@@ -68,6 +68,13 @@ def set_facts(
         str | None,
         typer.Option(help="What is proven of its source: strict, nat or off."),
     ] = None,
+    authentication: Annotated[
+        str | None,
+        typer.Option(
+            help="Mail from strangers that may not be from whom it says: none, mark "
+            "(say what was found) or reject (what its domain wants refused)."
+        ),
+    ] = None,
     public_address: Annotated[
         list[str] | None,
         typer.Option(help="What remotes see behind NAT, or none."),
@@ -95,6 +102,7 @@ def set_facts(
         "vlan": vlan,
         "resolvers": resolver,
         "source_check": source_check,
+        "authentication": authentication,
         "public_addresses": public_address,
     }
     changes = {key: _value(key, v) for key, v in given.items() if v is not None}

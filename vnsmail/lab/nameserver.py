@@ -3,8 +3,9 @@
 ``python -m vnsmail.lab.nameserver --root DIR --address A …``. Names of the lab's own
 nodes are fixed; those of virtual hosts come from the directory, so that a host created
 in the lab has forward and reverse names at once: an address record for its name, a mail
-exchanger for each of its domains, a pointer for each of its addresses, and an SPF policy
-(RFC 7208) that names its addresses.
+exchanger for each of its domains, a pointer for each of its addresses, an SPF policy
+(RFC 7208) that names its addresses, and the records of its DKIM keys. A file of further
+records, ``lab.zone``, is read at each question.
 
 Rules of this file: it answers what it is asked from what it knows (RFC 1034 section
 4.3.2) and never asks anybody else; a question it cannot read gets FORMERR, or no answer.
@@ -12,6 +13,7 @@ Rules of this file: it answers what it is asked from what it knows (RFC 1034 sec
 
 import argparse
 import asyncio
+import base64
 import contextlib
 import os
 import signal
@@ -34,13 +36,16 @@ from vnsmail.directory import open_to_read
 from vnsmail.errors import VnsmailError
 from vnsmail.lab import topology
 from vnsmail.model import SourceAddress, VirtualHost
-from vnsmail.settings import layout
+from vnsmail.settings import Layout, layout
+from vnsmail.supervisor.dkim import read_keys
 
 PORT = 53
 TTL = 5
 """Seconds: a lab changes while one looks."""
 MAX_UDP = 1232
 """Bytes; more is asked again over TCP."""
+ZONE = "lab.zone"
+"""File in the root with further records, a line each: name, type, value."""
 TCP_PATIENCE = 10.0
 """Seconds a TCP client may be silent."""
 
@@ -114,8 +119,14 @@ def _start_of_authority() -> dns.rrset.RRset:
     return dns.rrset.from_text(_ROOT, TTL, "IN", "SOA", value)
 
 
-def records(hosts: Iterable[VirtualHost]) -> Records:
-    """Return all records of a lab with those virtual hosts."""
+def records(hosts: Iterable[VirtualHost], further: str = "") -> Records:
+    """Return all records of a lab with those virtual hosts.
+
+    Args:
+        hosts: who is in the directory.
+        further: lines of name, type and value, as in a zone file; what cannot be one is
+            passed over.
+    """
     made = Records()
     made.add_host(topology.MACHINE_NAME, topology.MACHINE_ADDRESSES)
     made.add_host(topology.NAMESERVER, topology.NAMESERVER_ADDRESSES)
@@ -128,14 +139,30 @@ def records(hosts: Iterable[VirtualHost]) -> Records:
         made.add_host(host.name, host.addresses)
         for domain in host.domains:
             made.add_mail_domain(domain, host.name, host.addresses)
+    for line in further.splitlines():
+        words = line.split(None, 2)
+        if len(words) == 3 and not line.startswith(";"):
+            with contextlib.suppress(dns.exception.DNSException):
+                made.add(*words)
     return made
+
+
+def published_keys(root: Layout, hosts: Iterable[VirtualHost]) -> str:
+    """Return the records of the hosts' DKIM keys, as if each had been published."""
+    lines = []
+    for host in hosts:
+        for key in read_keys(root, host.name):
+            public = base64.b64encode(key.public).decode()
+            value = _text(f"v=DKIM1; k={key.algorithm}; p={public}")
+            lines.append(f"{key.selector}._domainkey.{key.domain}. TXT {value}")
+    return "\n".join(lines)
 
 
 class NameServer:
     """Answers from the directory as it is at the moment of the question."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, root: Layout) -> None:
+        self._root = root
 
     def respond(self, wire: bytes, *, limit: int) -> bytes | None:
         """Return the answer to a question; None if there is no use in answering."""
@@ -146,8 +173,9 @@ class NameServer:
         if question.flags & dns.flags.QR:
             return None  # an answer: answering it could go on for ever
         try:
-            with open_to_read(self._directory) as directory:
-                response = records(directory.hosts()).answer(question)
+            with open_to_read(self._root.directory_db) as directory:
+                hosts = directory.hosts()
+            response = records(hosts, self._further(hosts)).answer(question)
         except VnsmailError:
             response = dns.message.make_response(question)
             response.set_rcode(dns.rcode.SERVFAIL)
@@ -157,6 +185,12 @@ class NameServer:
             truncated = dns.message.make_response(question)
             truncated.flags |= dns.flags.TC
             return truncated.to_wire()
+
+    def _further(self, hosts: Iterable[VirtualHost]) -> str:
+        lines = published_keys(self._root, hosts)
+        with contextlib.suppress(OSError):
+            lines += "\n" + (self._root.state / ZONE).read_text("utf-8")
+        return lines
 
     async def serve_tcp(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -190,7 +224,7 @@ class _Datagrams(asyncio.DatagramProtocol):
 
 
 async def _serve(root: Path, addresses: list[str], ready_fd: int) -> None:
-    server = NameServer(layout(root).directory_db)
+    server = NameServer(layout(root))
     loop = asyncio.get_running_loop()
     ending = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, ending.set)

@@ -224,6 +224,25 @@ class GetCertificates(_Message, frozen=True):
     host: str
 
 
+class ChangeDkim(_Message, frozen=True):
+    """Make, rotate, put to use or remove DKIM keys of a host."""
+
+    name: str
+    action: Literal["create", "rotate", "activate", "remove"]
+    domain: str | None = None
+    """None: all domains of the host."""
+    selector: str | None = None
+    algorithms: tuple[str, ...] = ()
+    active: bool = False
+    """Sign with new keys at once, before anybody has seen their records."""
+
+
+class ListDkim(_Message, frozen=True):
+    """Which DKIM keys has a host, or have all?"""
+
+    name: str | None = None
+
+
 class ShutDown(_Message, frozen=True):
     """End the supervisor and all its processes."""
 
@@ -258,6 +277,8 @@ Request: TypeAlias = (
     | SetCertificate
     | RemoveCertificate
     | GetCertificates
+    | ChangeDkim
+    | ListDkim
     | ShutDown
 )
 
@@ -408,6 +429,27 @@ class Certificates(_Message, frozen=True):
     entries: tuple[CertificateFacts, ...]
 
 
+class DkimFacts(msgspec.Struct, frozen=True):
+    """A DKIM key, without its private half."""
+
+    host: str
+    domain: str
+    selector: str
+    algorithm: str
+    state: str
+    """See supervisor/signing_keys.py."""
+    changed_at: float
+    """Since when, seconds since the epoch."""
+    public: str
+    """What p= of its record says."""
+
+
+class DkimKeys(_Message, frozen=True):
+    """Answer to ChangeDkim and ListDkim."""
+
+    keys: tuple[DkimFacts, ...]
+
+
 class Done(_Message, frozen=True):
     """The request was carried out."""
 
@@ -431,6 +473,7 @@ Answer: TypeAlias = (
     | QueueListed
     | Guarded
     | Certificates
+    | DkimKeys
     | Done
     | Error
 )

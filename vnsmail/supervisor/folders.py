@@ -103,7 +103,7 @@ def prepare_owner(layout: Layout, owner: Owner, account: Account | None) -> Path
 
 
 def remove_owner(layout: Layout, owner: Owner) -> None:
-    """Remove a destroyed host's folder with all that is in it, and its certificates.
+    """Remove a destroyed host's folder with all that is in it, its certificates and keys.
 
     Raises:
         StateUnusable: something in it cannot be removed.
@@ -111,7 +111,11 @@ def remove_owner(layout: Layout, owner: Owner) -> None:
     if owner == MACHINE:
         message = "the machine's folder is not removed"
         raise ValueError(message)
-    for folder in (layout.certificates / owner, layout.owner_folder(owner)):
+    for folder in (
+        layout.certificates / owner,
+        layout.dkim / owner,
+        layout.owner_folder(owner),
+    ):
         if not os.path.lexists(folder):
             continue
         try:
@@ -129,6 +133,7 @@ def move_owner(layout: Layout, old: Owner, new: Owner) -> None:
         StateUnusable: one cannot be moved, or another folder is in its place.
     """
     _move(layout.certificates / old, layout.certificates / new)
+    _move(layout.dkim / old, layout.dkim / new)
     _move(layout.owner_folder(old), layout.owner_folder(new))
 
 

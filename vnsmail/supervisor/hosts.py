@@ -37,6 +37,7 @@ from vnsmail.settings import Layout
 from vnsmail.supervisor import control
 from vnsmail.supervisor.applying import Applying, misfit
 from vnsmail.supervisor.certificates import Certificates
+from vnsmail.supervisor.dkim import Dkim, keys_to_tell
 from vnsmail.supervisor.drain import Drain
 from vnsmail.supervisor.folders import (
     Account,
@@ -78,6 +79,7 @@ class Hosts:
         self.changing = asyncio.Lock()
         """Whoever changes hosts holds it meanwhile."""
         self._certificates = Certificates(layout)
+        self.dkim = Dkim(layout, directory)
         self.broken: dict[HostName, str] = {}
         """Hosts whose network could not be made or removed, and why."""
         self._applying = Applying(
@@ -267,6 +269,18 @@ class Hosts:
                 for name, facts in self._certificates.listed(host.name)
             )
         )
+
+    async def change_keys(self, request: control.ChangeDkim) -> control.DkimKeys:
+        """Change the DKIM keys of a host, and tell its worker.
+
+        Raises:
+            NotFound, BadInput: it cannot be; nothing is changed.
+            StateUnusable: the keys cannot be read or written.
+        """
+        async with self.changing:
+            done = await self.dkim.change(request)
+        await self.refresh(host_name(request.name))
+        return done
 
     async def guard(self, request: control.GetGuard) -> control.Guarded:
         """Return how a host's source addresses are guarded, and what was stopped.
@@ -465,6 +479,7 @@ class Hosts:
             limits=host.limits,
             resolvers=tuple(map(str, host.resolvers)),
             certificates=self._certificates.serve(host),
+            dkim=keys_to_tell(self._layout, host),
         )
         instance = self._layout.instance
         if host.context is Context.NAMESPACE:

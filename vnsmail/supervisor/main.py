@@ -252,6 +252,10 @@ class _Supervisor:
                 return await self._drops.add_login(request, user)
             case control.RemoveLogin():
                 return await self._drops.remove_login(request)
+            case control.ListDkim():
+                return self._hosts.dkim.listed(request)
+            case control.ChangeDkim():
+                return await self._hosts.change_keys(request)
             case control.Send():
                 return await self._send(request, fds, uid)
             case control.ListQueue():
