@@ -12,15 +12,20 @@ forward secrecy, authenticated ciphers (RFC 9325), no renegotiation, no compress
 import contextlib
 import os
 import ssl
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 from vnsmail.errors import VnsmailError
 from vnsmail.log import logger
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM"
 """Of TLS 1.2; all of TLS 1.3 are as good."""
+
+_PROC = Path("/proc/self/fd")
+_MEMORY = "/dev/shm"  # noqa: S108  of the worker alone
 
 READ = 256 * 1024
 """Octets taken out of the layer at a time."""
@@ -110,19 +115,36 @@ def _context(pair: KeyPair) -> ssl.SSLContext:
         | ssl.OP_NO_RENEGOTIATION
         | ssl.OP_CIPHER_SERVER_PREFERENCE
     )
-    # OpenSSL reads files only through this module; a file in memory has no name.
-    fd = os.memfd_create("certificate", os.MFD_CLOEXEC)
     try:
-        with open(fd, "wb", closefd=False) as file:
-            file.write(pair.pem)
-        context.load_cert_chain(f"/proc/self/fd/{fd}", password=_no_password)
+        with _in_memory(pair.pem) as path:
+            context.load_cert_chain(path, password=_no_password)
     except ssl.SSLError as error:
         raise CertificateUnusable((error.reason or str(error)).lower()) from None
     except (OSError, ValueError) as error:
         raise CertificateUnusable(str(error)) from None
-    finally:
-        os.close(fd)
     return context
+
+
+@contextlib.contextmanager
+def _in_memory(content: bytes) -> Iterator[str]:
+    """Give a name to what has none: OpenSSL reads files only, as far as Python lets it.
+
+    A worker has no /proc, and a file system of its own in memory (supervisor/view.py);
+    elsewhere it is the other way round.
+    """
+    if _PROC.exists():
+        fd = os.memfd_create("certificate", os.MFD_CLOEXEC)
+        try:
+            with open(fd, "wb", closefd=False) as file:
+                file.write(content)
+            yield f"{_PROC}/{fd}"
+        finally:
+            os.close(fd)
+    else:
+        with tempfile.NamedTemporaryFile(dir=_MEMORY) as named:
+            named.write(content)
+            named.flush()
+            yield named.name
 
 
 def _no_password() -> str:

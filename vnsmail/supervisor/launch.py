@@ -73,7 +73,7 @@ def _launch(options: argparse.Namespace) -> None:
     if options.reveal:
         steps = view.plan(view.of_worker(options.reveal, uid, gid))
         kernel.unshare(kernel.CLONE_NEWNS)
-        view.apply(steps)
+        view.apply(steps, uid, gid)
     elif kept and (folder := view.hidden_from(uid, gid)):
         _remark(f"it may read all files, for Python lies below {folder}")
         kept |= 1 << privileges.capability("dac_read_search")

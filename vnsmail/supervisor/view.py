@@ -195,8 +195,18 @@ def _passable(folder: Path, uid: int, gid: int) -> bool:
 # Doing it ---------------------------------------------------------------------
 
 
-def apply(steps: Iterable[Cover | Show | Link]) -> None:
+MEMORY = Path("/dev/shm")  # noqa: S108  of the worker alone
+"""Where a worker has a file system of its own, in memory: libraries that read keys from
+files only get them there, and no disk ever has them (vnsmail/inbound/tls.py)."""
+
+
+def apply(steps: Iterable[Cover | Show | Link], uid: int, gid: int) -> None:
     """Take the steps, in a mount namespace of our own that is still a copy.
+
+    Args:
+        steps: what ``plan`` returned.
+        uid: the worker's account, to which MEMORY is given.
+        gid: its group.
 
     Raises:
         OSError: the kernel refused one.
@@ -227,6 +237,10 @@ def apply(steps: Iterable[Cover | Show | Link]) -> None:
     # Other processes of the account, and their memory, are nobody's business.
     kernel.mount("vnsmail", Path("/proc"), kind="tmpfs", data="mode=0755,size=1m")
     kernel.restrict_mount(Path("/proc"), _EMPTY)
+    if MEMORY.is_dir():
+        data = f"mode=0700,size=4m,uid={uid},gid={gid}"
+        kernel.mount("vnsmail", MEMORY, kind="tmpfs", data=data)
+        kernel.restrict_mount(MEMORY, _DATA)
 
 
 def _show(source: int, path: Path, attributes: int) -> None:
