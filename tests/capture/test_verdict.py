@@ -23,6 +23,7 @@ from tests.capture.build import (
 from vnsmail.capture.packets import ACK, SYN
 from vnsmail.capture.received import parse
 from vnsmail.capture.verdict import Sender, Verdict, judge
+from vnsmail.model import SourceCheck
 
 
 def addresses(*texts):
@@ -195,6 +196,92 @@ def test_another_name_than_its_own():
 
     assert Verdict.PASS == prove_it("mx.alpha.test").verdict
     assert Verdict.FAIL == prove_it("alpha.example").verdict
+
+
+PUBLIC = "203.0.113.7"
+BEHIND = replace(
+    ALPHA, check=SourceCheck.NAT, public=frozenset(addresses(PUBLIC, MACHINE4))
+)
+
+
+def behind_nat(*connections, sender=BEHIND, received=None):
+    lines = None if received is None else [parse(text, "north") for text in received]
+    found = flows(*connections, BETA_MAIL, MACHINE_MAIL)
+    proof = judge((MACHINE, sender, BETA), found, lines, others=OTHERS)
+    return proof, of(proof, sender)
+
+
+@pytest.mark.parametrize("seen", [PUBLIC, MACHINE4, ALPHA4])
+def test_nat(seen):
+    """Its own address up to the uplink is proof, whatever of it the remote saw."""
+    said = [
+        line("alpha.example", seen),
+        line("beta.example", BETA4),
+        line("machine.example", MACHINE4),
+    ]
+    proof, host = behind_nat(mail(), received=said)
+
+    assert (Verdict.PASS, Verdict.PASS) == (proof.verdict, host.verdict)
+
+
+def test_nat_seen_on_both_sides():
+    """What came out of the router is no other mail, and wrong it is not."""
+    proof, host = behind_nat(
+        mail(), mail(ALPHA6, server=NORTH6), mail(PUBLIC), mail(MACHINE4)
+    )
+    assert (Verdict.PASS, 0) == (proof.verdict, host.wrong)
+
+    more = behind_nat(mail(), mail(PUBLIC), mail(MACHINE4))
+    assert Verdict.FAIL == more[1].verdict
+
+
+def test_nat_seen_behind_it_only():
+    """What nobody saw before the router may have been bound to anything: no pass."""
+    proof, host = behind_nat(mail(PUBLIC), received=[line("alpha.example", PUBLIC)])
+
+    assert (Verdict.FAIL, Verdict.FAIL) == (proof.verdict, host.verdict)
+    assert f"came from its public address {PUBLIC}: nothing shows" in host.problems[0]
+
+
+@pytest.mark.parametrize("source", [BETA4, NOBODY4])
+def test_nat_from_elsewhere(source):
+    """An address that is neither its own nor its public one is wrong as ever."""
+    _, host = behind_nat(mail(), mail(source))
+    _, told = behind_nat(mail(), received=[line("alpha.example", source)])
+
+    assert (Verdict.FAIL, Verdict.FAIL) == (host.verdict, told.verdict)
+    assert FROM_CLIENT == host.wrong
+
+
+def test_a_public_address_is_nothing_to_a_strict_host():
+    """Only who is said to be behind NAT may be seen there."""
+    strict = replace(BEHIND, check=SourceCheck.STRICT)
+
+    assert Verdict.FAIL == behind_nat(mail(), mail(PUBLIC), sender=strict)[1].verdict
+
+
+def test_nobody_s_connection_from_a_public_address():
+    """It is told whose the address is, and the proof fails."""
+    proof, _ = behind_nat(mail(), mail(PUBLIC, "who.example"))
+
+    assert Verdict.FAIL == proof.verdict
+    assert f"the public address of {ALPHA.name}" in proof.problems[0]
+
+
+def test_source_check_off():
+    """Nothing is judged of it; what it does to others is, and off alone is no pass."""
+    off = replace(ALPHA, check=SourceCheck.OFF)
+    proof, host = behind_nat(mail(NOBODY4), sender=off)
+    stolen, _ = behind_nat(mail(BETA4), sender=off)
+    alone = judge((off,), flows(mail()), None)
+
+    assert (Verdict.PASS, Verdict.OFF, ()) == (
+        proof.verdict,
+        host.verdict,
+        host.problems,
+    )
+    assert Verdict.FAIL == of(stolen, BETA).verdict
+    assert (Verdict.FAIL, Verdict.FAIL) == (stolen.verdict, alone.verdict)
 
 
 def test_cut_before_ehlo():

@@ -259,3 +259,15 @@ def test_export_of_nothing(vnsmail):
 def test_schema(vnsmail):
     """What an editor wants to know."""
     assert declaration.schema() == json.loads(vnsmail("export", "--schema").out)
+
+
+@pytest.mark.usefixtures("supervisor")
+def test_many_errors(vnsmail, file):
+    """The first ones are told, and how many there are more; a program gets all."""
+    file.write_text("".join(f'[host."h{n}.example"]\nadress = 1\n' for n in range(500)))
+    done = vnsmail("apply", file)
+    lines = done.err.splitlines()
+
+    assert (2, 21) == (done.code, len(lines))
+    assert lines[-1].endswith("980 more; mend these first")
+    assert 1000 == len(vnsmail("apply", "--json", file).json["problems"])

@@ -21,6 +21,7 @@ from tests.capture.build import (
     mail,
 )
 from tests.capture.test_pcap import header, packet
+from tests.cli.supervisor import FakeSupervisor
 from vnsmail.cli import app, prove
 from vnsmail.directory.store import Directory
 from vnsmail.errors import NotPrivileged
@@ -28,6 +29,7 @@ from vnsmail.lab.facts import LabFacts, RemoteFacts, file_of
 from vnsmail.model import Context, HostName, SourceAddress, Uplink, VirtualHost
 from vnsmail.net.facts import Actual, Link
 from vnsmail.settings import layout
+from vnsmail.supervisor import control
 
 MACHINE_MAIL = mail(MACHINE4, "machine.example")
 BETA_MAIL = mail(BETA4, "beta.example")
@@ -190,6 +192,14 @@ def test_fail_on_a_narrow_screen(run, file):
     assert 1 == code
 
 
+UNGUARDED = {
+    "source_check": "strict",
+    "dropped_packets": None,
+    "borrowed_packets": None,
+}
+"""What is said of each host where nobody can be asked what was stopped."""
+
+
 def test_json(run, file, tmp_path):
     """The same value for programs, with these keys."""
     stray = mail(BETA4, "alpha.example")
@@ -221,6 +231,7 @@ def test_json(run, file, tmp_path):
                 "attempts": 0,
                 "received": "from machine.example (machine.example [10.77.0.1]) "
                 "by mx1.north.example with ESMTP id 1; today",
+                **UNGUARDED,
                 "verdict": "pass",
                 "problems": [],
             },
@@ -236,6 +247,7 @@ def test_json(run, file, tmp_path):
                 "attempts": 0,
                 "received": "from alpha.example (alpha.example [10.77.0.11]) "
                 "by mx1.north.example with ESMTP id 0; today",
+                **UNGUARDED,
                 "verdict": "fail",
                 "problems": [f"{alpha} came from {BETA4}, {whose}"],
             },
@@ -250,6 +262,7 @@ def test_json(run, file, tmp_path):
                 "mail_from": [],
                 "attempts": 0,
                 "received": "",
+                **UNGUARDED,
                 "verdict": "fail",
                 "problems": [f"{alpha} of alpha.example came from its address {BETA4}"],
             },
@@ -494,3 +507,19 @@ def test_long_captures_show_how_far_it_is(run, file, monkeypatch):
 
     assert 0 == code
     assert err.startswith("prove: reading (")
+
+
+def test_what_the_kernel_stopped(run, file, root):
+    """It did not leave, so it is no part of the verdict; but it is said."""
+    path = file(mail(), mail(BETA4, "beta.example"), MACHINE_MAIL)
+    with FakeSupervisor(root) as supervisor:
+        supervisor.answers[control.GetGuard] = control.Guarded("", 3, 180, 1)
+        _, _, err = run(path, *KNOWN)
+        _, out, _ = run(path, "--json", *KNOWN)
+
+    words = "alpha.example: the kernel dropped 3 packets to mail ports from an address"
+    assert words in err
+    assert "beta.example: the kernel dropped 1 packets of others" in err
+    assert "pass" in err
+    dropped = [host["dropped_packets"] for host in json.loads(out)["hosts"]]
+    assert [None, 3, 3] == dropped

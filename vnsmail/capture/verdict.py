@@ -15,6 +15,8 @@ that the receiver saw, too. What follows from where it came from and what it sai
                                           judged; to anybody else: wrong
     known to be        anything           not judged: what a stranger says of himself
     somebody else's                       proves nothing
+    its public one     its owner's        behind NAT: neither wrong nor proof; its mail
+    (source-check nat)                    must be seen from its own address, too
 
 Rules of this file. It fails closed: what cannot be read or attributed is no pass, and
 neither is a capture that lost packets. A sender without mail has not passed. Every
@@ -31,7 +33,7 @@ from vnsmail.capture import dialogue
 from vnsmail.capture.dialogue import Dialogue
 from vnsmail.capture.flows import Flow
 from vnsmail.capture.received import Received
-from vnsmail.model import IPAddress
+from vnsmail.model import IPAddress, SourceCheck
 
 
 class Verdict(StrEnum):
@@ -40,6 +42,8 @@ class Verdict(StrEnum):
     PASS = "pass"  # noqa: S105  a verdict
     FAIL = "fail"
     NO_MAIL = "no mail"
+    OFF = "off"
+    """Nothing is judged, as the sender's source-check says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,15 @@ class Sender:
     """Mail domains: nobody else's connections may carry mail from these."""
     helo: str = ""
     """Expected in EHLO; empty is its name."""
+    check: SourceCheck = SourceCheck.STRICT
+    public: frozenset[IPAddress] = frozenset()
+    """What others see of it behind NAT. Packets from there show nothing of what a socket
+    was bound to: they are neither wrong nor proof."""
+
+    @property
+    def outside(self) -> frozenset[IPAddress]:
+        """Return what remotes may see in place of its own addresses."""
+        return self.public if self.check is SourceCheck.NAT else frozenset()
 
     @property
     def says(self) -> str:
@@ -103,9 +116,10 @@ class Proof:
 
     @property
     def verdict(self) -> Verdict:
-        """Pass if all of it is proven: every sender, and nothing left over."""
-        proven = all(host.verdict is Verdict.PASS for host in self.hosts)
-        if self.hosts and proven and not self.problems:
+        """Pass if all of it is proven: every sender that is judged, nothing left over."""
+        judged = [host for host in self.hosts if host.verdict is not Verdict.OFF]
+        proven = all(host.verdict is Verdict.PASS for host in judged)
+        if judged and proven and not self.problems:
             return Verdict.PASS
         return Verdict.FAIL
 
@@ -185,6 +199,9 @@ class _Account:
     right_lines: dict[IPAddress, str] = field(default_factory=dict)
     wrong_lines: dict[str, None] = field(default_factory=dict)
     problems: _Problems = field(default_factory=_Problems)
+    mails_behind: int = 0
+    behind_nat: _Problems = field(default_factory=_Problems)
+    """Of connections that were seen behind NAT: no matter if as many were seen before."""
 
     def judged(self, damage: Sequence[str], *, asked: bool) -> Judged:
         """Return the verdict on this sender.
@@ -195,8 +212,12 @@ class _Account:
         """
         if asked and self.mails and not self.right_lines:
             self.problems.add(f"no remote's Received line names {self.sender.says}")
-        problems = (*self.problems.sentences(), *damage)
-        if problems:
+        all_seen = self.mails >= max(self.mails_behind, 1)
+        unseen = () if all_seen else self.behind_nat.sentences()
+        problems = (*self.problems.sentences(), *unseen, *damage)
+        if self.sender.check is SourceCheck.OFF:
+            verdict, problems = Verdict.OFF, ()
+        elif problems:
             verdict = Verdict.FAIL
         else:
             verdict = Verdict.PASS if self.mails else Verdict.NO_MAIL
@@ -230,6 +251,10 @@ class _Court:
         self._others = others
         self._holders = {a: s for s in senders for a in s.addresses}
         self._domains = {d: s for s in senders for d in s.domains}
+        self._public: dict[IPAddress, list[str]] = {}
+        for sender in senders:
+            for address in sender.public:
+                self._public.setdefault(address, []).append(sender.name)
 
     def hear(self, flow: Flow) -> None:
         """Judge one connection."""
@@ -248,23 +273,46 @@ class _Court:
         elif flow.server in self._holders:
             self.strangers += 1
         else:
+            whose = "an address of nobody here"
+            if public := self._public.get(flow.client):
+                whose = f"the public address of {', '.join(public)}"
             self.problems.add(
-                f"came from {flow.client}, an address of nobody here, "
-                f"and {_said(said)}",
-                flow,
+                f"came from {flow.client}, {whose}, and {_said(said)}", flow
             )
 
     def _charge(self, account: _Account, flow: Flow, said: Dialogue) -> None:
         """Take a connection that is a sender's by its EHLO."""
         sender, problems = account.sender, account.problems
         account.packets += flow.packets
-        account.mails += said.has_mail
         account.helo |= dict.fromkeys(said.helo)
         if flow.initial is not None:
             account.seen.setdefault(flow.client)
-        if flow.client not in sender.expected:
+        if flow.client in sender.outside:
+            account.mails_behind += said.has_mail
+            account.behind_nat.add(
+                f"came from its public address {flow.client}: nothing shows what their "
+                "sockets were bound to",
+                flow,
+            )
+        else:
+            account.mails += said.has_mail
+            self._check_source(account, flow)
+        self._check_whole(flow, said, problems)
+        for path in said.senders:
+            domain = path.rpartition("@")[2].lower().rstrip(".")
+            if domain:
+                account.mail_from.setdefault(domain)
+            owner = self._domains.get(domain, sender)
+            if owner is not sender:
+                problems.add(f"carried mail from {domain}, which is {owner}'s", flow)
+
+    def _check_source(self, account: _Account, flow: Flow) -> None:
+        if flow.client not in account.sender.expected:
             account.wrong += flow.packets
-            self._wrong_source(sender, flow)
+            self._wrong_source(account.sender, flow)
+
+    def _check_whole(self, flow: Flow, said: Dialogue, problems: _Problems) -> None:
+        """Note what keeps a connection from being read to its beginning and end."""
         if flow.initial is None:
             problems.add("began before the capture did: no SYN was seen", flow)
         elif not flow.accepted:
@@ -273,13 +321,6 @@ class _Court:
             problems.add("had packets in pieces, which are not read", flow)
         if len(said.helo) > 1:
             problems.add(f"said more than one name: {', '.join(said.helo)}", flow)
-        for path in said.senders:
-            domain = path.rpartition("@")[2].lower().rstrip(".")
-            if domain:
-                account.mail_from.setdefault(domain)
-            owner = self._domains.get(domain, sender)
-            if owner is not sender:
-                problems.add(f"carried mail from {domain}, which is {owner}'s", flow)
 
     def _wrong_source(self, sender: Sender, flow: Flow) -> None:
         holder = self._holders.get(flow.client)
@@ -321,10 +362,13 @@ class _Court:
     def read(self, line: Received) -> None:
         """Compare what a remote wrote with what should have come."""
         names = line.names & self.accounts.keys()
-        holders = {self._holders[a].says for a in line.addresses & self._holders.keys()}
+        public = {a for name in names for a in self.accounts[name].sender.outside}
+        held = (line.addresses - public) & self._holders.keys()
+        holders = {self._holders[a].says for a in held}
         for name in sorted(names | holders):
             account = self.accounts[name]
-            expected = line.addresses <= set(account.sender.expected)
+            sender = account.sender
+            expected = line.addresses <= {*sender.expected, *sender.outside}
             if name in names and line.addresses and expected:
                 for address in line.addresses:
                     account.right_lines[address] = line.text

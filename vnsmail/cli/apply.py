@@ -20,6 +20,9 @@ from vnsmail.supervisor import control
 PATIENCE = 3600.0
 """Seconds to wait for an answer: a thousand hosts take their time."""
 
+NAMED = 20
+"""Things wrong in a file that are told; one mistake may be in each of a thousand hosts."""
+
 UNSAID = 1.0
 """Seconds without a word; what takes longer shows how far it is."""
 
@@ -60,9 +63,11 @@ def apply(
         as_json(answer)
     else:
         _show(answer, dry_run=dry_run)
-    for problem in answer.problems:
+    for problem in answer.problems[:NAMED]:
         key = f"{problem.key}: " if problem.key else ""
         complain(f"{file}:{problem.line}: {key}{problem.text}")
+    if len(answer.problems) > NAMED:
+        complain(f"{file}: {len(answer.problems) - NAMED} more; mend these first")
     if answer.problems:
         raise typer.Exit(2)
     if any(change.problem for change in answer.changes):

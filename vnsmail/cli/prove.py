@@ -1,5 +1,6 @@
 """``vnsmail prove``: the verdict on captured packets."""
 
+import contextlib
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,15 +14,17 @@ from vnsmail.capture import evidence
 from vnsmail.capture.flows import SMTP_PORTS
 from vnsmail.capture.mailboxes import read_received
 from vnsmail.capture.verdict import Judged, Proof, Sender, Verdict, judge
+from vnsmail.cli import client
 from vnsmail.cli.options import AsJson, layout_of
 from vnsmail.cli.render import as_json, line, progress, remark, table
 from vnsmail.directory import open_to_read
-from vnsmail.errors import BadInput, NotPrivileged
+from vnsmail.errors import BadInput, DaemonNotRunning, NotPrivileged
 from vnsmail.lab import facts as lab
 from vnsmail.lab.start import default_root
 from vnsmail.model import Family, IPAddress, VirtualHost
 from vnsmail.net.observe import observe
 from vnsmail.settings import Layout, Settings
+from vnsmail.supervisor import control
 
 SHOW_PROGRESS_FROM = 4 * 1024 * 1024
 """Octets of a capture; less is read within a second or so."""
@@ -49,6 +52,8 @@ class _Case:
     mail: tuple[Path, ...]
     """Folders with remotes' Maildirs; none where no remote is asked."""
     others: frozenset[IPAddress]
+    layout: Layout
+    """Of the root whose hosts they are."""
 
 
 def prove(
@@ -99,10 +104,11 @@ def prove(
         others=case.others,
         damage=found.damage,
     )
+    stopped = _stopped(case)
     if json:
-        as_json(_described(case, found, proof))
+        as_json(_described(case, found, proof, stopped))
     else:
-        _show(case, found, proof)
+        _show(case, found, proof, stopped)
     if proof.verdict is not Verdict.PASS:
         raise typer.Exit(1)
 
@@ -140,6 +146,7 @@ def _case(
         ports=_ports(configured),
         mail=mail,
         others=others,
+        layout=layout,
     )
 
 
@@ -179,6 +186,8 @@ def _host(host: VirtualHost) -> Sender:
         addresses=frozenset(a.address for a in host.addresses),
         domains=frozenset(host.domains),
         helo=host.says,
+        check=host.source_check,
+        public=frozenset(host.public_addresses),
     )
 
 
@@ -213,18 +222,47 @@ def _read(case: _Case) -> evidence.Evidence:
         )
 
 
-def _described(case: _Case, found: evidence.Evidence, proof: Proof) -> object:
+def _stopped(case: _Case) -> dict[str, control.Guarded]:
+    """Return what the kernel has stopped of each host, as far as that can be asked.
+
+    Counted since a host's rules were made, not since the capture began: it tells that
+    something tried, and is no part of the verdict, for what was stopped did not leave.
+    """
+    found: dict[str, control.Guarded] = {}
+    with contextlib.suppress(DaemonNotRunning, NotPrivileged):
+        for sender in case.senders:
+            if sender.context == "machine":
+                continue
+            with contextlib.suppress(client.Refused):
+                request = control.GetGuard(sender.name)
+                answer = client.ask(case.layout, request, control.Guarded)
+                if not answer.problem:
+                    found[sender.name] = answer
+    return found
+
+
+def _described(
+    case: _Case,
+    found: evidence.Evidence,
+    proof: Proof,
+    stopped: dict[str, control.Guarded],
+) -> object:
     return {
         "verdict": proof.verdict,
         "file": str(case.file),
-        "hosts": [_described_host(host, asked=bool(case.mail)) for host in proof.hosts],
+        "hosts": [
+            _described_host(host, stopped.get(host.sender.name), asked=bool(case.mail))
+            for host in proof.hosts
+        ],
         "problems": proof.problems,
         "drops": found.drops,
         "strangers": proof.strangers,
     }
 
 
-def _described_host(host: Judged, *, asked: bool) -> object:
+def _described_host(
+    host: Judged, stopped: control.Guarded | None, *, asked: bool
+) -> object:
     return {
         "name": host.sender.name,
         "context": host.sender.context,
@@ -238,10 +276,18 @@ def _described_host(host: Judged, *, asked: bool) -> object:
         "received": "\n".join(host.received) if asked else None,
         "verdict": host.verdict,
         "problems": host.problems,
+        "source_check": host.sender.check,
+        "dropped_packets": stopped.dropped_packets if stopped else None,
+        "borrowed_packets": stopped.borrowed_packets if stopped else None,
     }
 
 
-def _show(case: _Case, found: evidence.Evidence, proof: Proof) -> None:
+def _show(
+    case: _Case,
+    found: evidence.Evidence,
+    proof: Proof,
+    stopped: dict[str, control.Guarded],
+) -> None:
     rows = [_row(host) for host in proof.hosts]
     table("proof", COLUMNS, rows, "nobody to judge", aside="received")
     for host in proof.hosts:
@@ -250,7 +296,7 @@ def _show(case: _Case, found: evidence.Evidence, proof: Proof) -> None:
                 line(f"{host.sender.name}: {problem}")
     for problem in proof.problems:
         line(problem)
-    for text in _remarks(case, found, proof):
+    for text in (*_remarks(case, found, proof), *_guard_remarks(stopped)):
         remark(text)
     remark(f"{proof.verdict}; the packets are in {case.file}")
 
@@ -274,6 +320,23 @@ def _client(received: str) -> str:
     return received.removeprefix("from ").partition(" by ")[0]
 
 
+def _guard_remarks(stopped: dict[str, control.Guarded]) -> list[str]:
+    """Return what the kernel stopped: something tried, and did not get out."""
+    remarks = []
+    for name, found in stopped.items():
+        if found.dropped_packets:
+            remarks.append(
+                f"{name}: the kernel dropped {found.dropped_packets} packets to mail "
+                "ports from an address that is not its own (since its rules were made)"
+            )
+        if found.borrowed_packets:
+            remarks.append(
+                f"{name}: the kernel dropped {found.borrowed_packets} packets of others "
+                "from its addresses (since its rules were made)"
+            )
+    return remarks
+
+
 def _remarks(case: _Case, found: evidence.Evidence, proof: Proof) -> list[str]:
     """Return what bears on how much the verdict says."""
     remarks = [
@@ -281,6 +344,16 @@ def _remarks(case: _Case, found: evidence.Evidence, proof: Proof) -> list[str]:
         "before EHLO, so without mail"
         for host in proof.hosts
         if host.attempts
+    ]
+    remarks += [
+        f"{host.sender.name}: not judged, as its source-check is off"
+        for host in proof.hosts
+        if host.verdict is Verdict.OFF
+    ]
+    remarks += [
+        f"{host.sender.name}: behind NAT; proven from its own address up to the uplink"
+        for host in proof.hosts
+        if host.verdict is Verdict.PASS and host.sender.outside
     ]
     if not case.mail:
         remarks.append("Received lines are not compared: no --mail was given")

@@ -36,6 +36,7 @@ _STYLES = {
     "stopped": "red",
     "no mail": "yellow",
     "suspended": "yellow",
+    "off": "yellow",
 }
 
 _SIGNS = {"+": "green", "-": "red", "~": "yellow", "!": "bold red", " ": "dim"}
