@@ -60,6 +60,7 @@ PRIVILEGED = {
     "vnsmail.net.cgroups",
     "vnsmail.net.connect_hook",
     "vnsmail.net.guard",
+    "vnsmail.net.in_use",
     "vnsmail.net.namespaces",
     "vnsmail.net.nftables",
     "vnsmail.net.watch",

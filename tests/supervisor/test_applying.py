@@ -57,6 +57,22 @@ def exported(root):
     )
 
 
+async def test_addresses_that_somebody_has(root):
+    """Each has its line; those that hosts of the root have already are not asked for."""
+    await apply(root, THREE)
+    root.world.asked.clear()
+    root.world.held = {"10.77.0.21": "02:00:00:00:00:09", "10.77.0.13": "never asked"}
+    done = list(root.world.done)
+    answer = await apply(root, NEXT)
+    (problem,) = answer.problems
+
+    assert (2, 'host."alpha.example".addresses[0]') == (problem.line, problem.key)
+    assert "02:00:00:00:00:09 has it on br0" in problem.text
+    assert [("br0", "10.77.0.21")] == root.world.asked
+    assert done == root.world.done
+    assert () == (await apply(root, NEXT, no_probe=True)).problems
+
+
 # All is well -------------------------------------------------------------------------
 
 

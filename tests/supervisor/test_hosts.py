@@ -115,6 +115,18 @@ async def test_create(root):
     assert {"10.77.0.1"} == {str(g) for g in root.directory.host(ALPHA).gateways}
 
 
+async def test_an_address_that_somebody_has(root):
+    """Who has it is told, and nothing is changed; it can be taken all the same."""
+    root.world.held = {"10.77.0.11": "02:00:00:00:00:09"}
+    with pytest.raises(Taken, match=r"10\.77\.0\.11.*02:00:00:00:00:09 has it on br0"):
+        await root.hosts.create(wanted())
+
+    root.nothing_of(ALPHA)
+    assert [] == root.world.done
+    await root.hosts.create(wanted(no_probe=True))
+    root.all_of(ALPHA)
+
+
 async def test_an_alias(root):
     """A host with an alias has no namespace, and no router unless it is given one."""
     await root.hosts.create(wanted(context="alias"))

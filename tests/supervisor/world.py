@@ -10,7 +10,7 @@ from tests.net.kernel import Kernel
 from tests.net.networks import BR0, ETH0, LO
 from vnsmail.engines import protocol as engine
 from vnsmail.errors import GuardUnavailable, NetworkStepFailed, NotFound
-from vnsmail.net import cgroups, guard, names
+from vnsmail.net import cgroups, guard, in_use, names
 from vnsmail.net.facts import Actual
 from vnsmail.supervisor import network
 
@@ -39,6 +39,9 @@ class World:
         self.guarded: set[str] = set()
         self.fenced: set[str] = set()
         self.no_fence = ""
+        self.held: dict[str, str] = {}
+        """Hardware addresses of those who have an address, and answer."""
+        self.asked: list[tuple[str, str]] = []
 
     def install(self, monkeypatch):
         monkeypatch.setattr(network, "observe", self.observe)
@@ -47,6 +50,7 @@ class World:
         monkeypatch.setattr(guard, "apply", self.guard)
         monkeypatch.setattr(guard, "apply_host", self.guard_host)
         monkeypatch.setattr(guard, "fence", self.fence)
+        monkeypatch.setattr(in_use, "holders", self.holders)
 
     def guard(self, hosts, *_, anew=False):
         self.guarded |= {host.name for host in hosts}
@@ -55,6 +59,10 @@ class World:
     def guard_host(self, host, *_, anew=False):
         self.guarded.add(host.name)
         return True
+
+    def holders(self, asked):
+        self.asked += [(link, str(address)) for link, address in asked]
+        return {a: self.held[str(a)] for _, a in asked if str(a) in self.held}
 
     def fence(self, hosts, *_, **__):
         if self.no_fence:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vnsmail.cli import client, render
-from vnsmail.cli.options import AsJson, DryRun, layout_of
+from vnsmail.cli.options import AsJson, DryRun, NoProbe, layout_of
 from vnsmail.cli.render import as_json, complain, remark
 from vnsmail.directory import declaration, open_to_read
 from vnsmail.directory.declaration import Misfits
@@ -41,6 +41,7 @@ def apply(
         bool,
         typer.Option("--discard-queue", help="Destroy hosts with mail still queued."),
     ] = False,
+    no_probe: NoProbe = False,
     dry_run: DryRun = False,
     json: AsJson = False,
 ) -> None:
@@ -57,7 +58,7 @@ def apply(
         found = (control.FileProblem(p.line, p.key, p.text) for p in error.problems)
         answer = control.Applied(problems=tuple(found))
     else:
-        request = control.ApplyHosts(text, discard_queue, dry_run)
+        request = control.ApplyHosts(text, discard_queue, dry_run, no_probe)
         answer = _asked(layout_of(context), request)
     if json:
         as_json(answer)

@@ -7,7 +7,7 @@ import typer
 
 from vnsmail.cli import client
 from vnsmail.cli.certificate import certificate, day, described
-from vnsmail.cli.options import AsJson, DryRun, layout_of
+from vnsmail.cli.options import AsJson, DryRun, NoProbe, layout_of
 from vnsmail.cli.render import age, as_json, facts, line, remark, table
 from vnsmail.directory import open_to_read
 from vnsmail.engines.protocol import OwnerReport
@@ -76,6 +76,7 @@ def create(
             min=1, max=4094, metavar="TAG", help="Tag of its packets on the uplink."
         ),
     ] = None,
+    no_probe: NoProbe = False,
     dry_run: DryRun = False,
     json: AsJson = False,
 ) -> None:
@@ -91,6 +92,7 @@ def create(
         uplink=uplink,
         mtu=mtu,
         vlan=vlan,
+        no_probe=no_probe,
     )
     answer = client.ask(layout_of(context), request, control.Planned)
     _show_plan(answer, json=json, dry_run=dry_run)

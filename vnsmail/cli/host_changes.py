@@ -7,7 +7,7 @@ import typer
 
 from vnsmail.cli import client
 from vnsmail.cli.host import app
-from vnsmail.cli.options import AsJson, DryRun, layout_of
+from vnsmail.cli.options import AsJson, DryRun, NoProbe, layout_of
 from vnsmail.cli.render import age, as_json, facts, line, remark
 from vnsmail.errors import BadInput
 from vnsmail.settings import Layout
@@ -181,6 +181,7 @@ def add_address(
     addresses: Annotated[
         list[str], typer.Argument(help="Addresses with prefix length.")
     ],
+    no_probe: NoProbe = False,
     dry_run: DryRun = False,
     json: AsJson = False,
 ) -> None:
@@ -188,7 +189,9 @@ def add_address(
 
     It receives on them at once. Its mail still leaves from the first of each family.
     """
-    request = control.ChangeAddresses(name, add=tuple(addresses), dry_run=dry_run)
+    request = control.ChangeAddresses(
+        name, add=tuple(addresses), dry_run=dry_run, no_probe=no_probe
+    )
     _show(client.ask(layout_of(context), request, control.Changed), name, request, json)
 
 

@@ -178,6 +178,7 @@ def _create(layout: Layout, host: topology.LabHost) -> None:
         name=host.name,
         addresses=tuple(str(address) for address in host.addresses),
         context=host.context.value,
+        no_probe=True,
     )
     client.ask(layout, request, control.Planned)
     client.ask(layout, control.AddUser(f"{topology.USER}@{host.name}"), control.Done)

@@ -10,6 +10,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, for programs."
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
 ]
+NoProbe = Annotated[
+    bool,
+    typer.Option(
+        "--no-probe", help="Do not ask the network whether somebody has the address."
+    ),
+]
 
 
 def layout_of(context: typer.Context) -> Layout:

@@ -36,7 +36,7 @@ def announce(addresses: Iterable[tuple[str, IPAddress]]) -> None:
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
         for link, address in addresses:
             with contextlib.suppress(OSError):
-                hardware = _hardware(sock, link)
+                hardware = hardware_of(sock, link)
                 if hardware:
                     frame = announcement(address, hardware)
                     sock.sendto(frame, (link, 0))
@@ -51,13 +51,13 @@ def announcement(address: IPAddress, hardware: bytes) -> bytes:
     said = struct.pack("!BBHI", _ADVERTISEMENT, 0, 0, _OVERRIDE) + address.packed
     said += struct.pack("!BB", 2, 1) + hardware
     pseudo = address.packed + _ALL_NODES.packed + struct.pack("!II", len(said), _ICMP6)
-    said = said[:2] + struct.pack("!H", _checksum(pseudo + said)) + said[4:]
+    said = said[:2] + struct.pack("!H", checksum(pseudo + said)) + said[4:]
     header = struct.pack("!IHBB", 6 << 28, len(said), _ICMP6, 255)
     header += address.packed + _ALL_NODES.packed
     return _ALL_NODES_HARDWARE + hardware + struct.pack("!H", _IPV6) + header + said
 
 
-def _hardware(sock: socket.socket, link: str) -> bytes:
+def hardware_of(sock: socket.socket, link: str) -> bytes:
     """Return the hardware address of a link, empty if it is not of Ethernet's kind."""
     request = struct.pack("16s24x", link.encode()[:15])
     answer = fcntl.ioctl(sock, _SIOCGIFHWADDR, request)
@@ -65,7 +65,8 @@ def _hardware(sock: socket.socket, link: str) -> bytes:
     return hardware if kind == _ETHERNET else b""
 
 
-def _checksum(octets: bytes) -> int:
+def checksum(octets: bytes) -> int:
+    """Return the checksum of an even number of octets (RFC 1071)."""
     total: int = sum(struct.unpack(f"!{len(octets) // 2}H", octets))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)

@@ -18,10 +18,11 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from dataclasses import replace
 from typing import TypeVar
 
 from vnsmail.directory import Directory
-from vnsmail.directory.declaration import Misfits, parse
+from vnsmail.directory.declaration import Declaration, Misfits, parse
 from vnsmail.errors import BadInput, VnsmailError
 from vnsmail.log import logger
 from vnsmail.model import HostName, Owner, VirtualHost
@@ -30,7 +31,7 @@ from vnsmail.settings import Layout
 from vnsmail.supervisor import control
 from vnsmail.supervisor.converge import Change, Decision, Tenant, decide
 from vnsmail.supervisor.folders import remove_owner
-from vnsmail.supervisor.network import Network
+from vnsmail.supervisor.network import Network, taken_by
 from vnsmail.supervisor.services import Services
 
 AT_ONCE = 32
@@ -85,6 +86,8 @@ class Applying:
         declaration = await asyncio.to_thread(parse, request.text)
         existing = self._existing()
         decision = decide(declaration, existing, actual)
+        if not request.no_probe:
+            await self._refuse_in_use(declaration, decision, existing)
         going = [c.name for c in decision.changes if c.after is None]
         if not request.discard_queue:
             await self._refuse_if_queued(going)
@@ -135,6 +138,41 @@ class Applying:
         failed = sum(1 for change in done.changes if change.problem)
         log.info("hosts.applied", changes=len(done.changes), failed=failed)
         return done, problems
+
+    async def _refuse_in_use(
+        self,
+        declaration: Declaration,
+        decision: Decision,
+        existing: Mapping[HostName, Tenant],
+    ) -> None:
+        """Refuse addresses that none of our hosts had, and that somebody has.
+
+        Raises:
+            Misfits: somebody has; it says who, with the line of each.
+        """
+        ours = {a.address for t in existing.values() for a in t.facts.addresses}
+        new = [
+            replace(
+                t.facts,
+                addresses=tuple(a for a in t.facts.addresses if a.address not in ours),
+            )
+            for t in decision.hosts
+        ]
+        found = await self._network.in_use(new)
+        links = {host.name: host.link for host in new}
+        problems = [
+            declaration.problem(
+                host,
+                f"'{each}': {taken_by(found[each.address], links[host.name])}",
+                "addresses",
+                number,
+            )
+            for host in declaration.hosts
+            for number, each in enumerate(host.table.addresses)
+            if each.address in found
+        ]
+        if problems:
+            raise Misfits(tuple(sorted(problems, key=lambda each: each.line)))
 
     # Within ------------------------------------------------------------------
 

@@ -32,6 +32,8 @@ class CreateHost(_Message, frozen=True):
     uplink: str | None = None
     mtu: int | None = None
     vlan: int | None = None
+    no_probe: bool = False
+    """Take addresses without asking whether somebody has them."""
 
 
 class DestroyHost(_Message, frozen=True):
@@ -63,6 +65,7 @@ class ChangeAddresses(_Message, frozen=True):
     drain: float = 60.0
     """Seconds for what is being said from and to addresses that go."""
     dry_run: bool = False
+    no_probe: bool = False
 
 
 class RenameHost(_Message, frozen=True):
@@ -87,6 +90,7 @@ class ApplyHosts(_Message, frozen=True):
     text: str
     discard_queue: bool = False
     dry_run: bool = False
+    no_probe: bool = False
 
 
 class GetProgress(_Message, frozen=True):

@@ -149,6 +149,8 @@ class Hosts:
                     "or destroy it first",
                 )
             self._directory.check_free(host)
+            if not request.no_probe:
+                await self._network.refuse_in_use(host)
             wanted = [*existing.values(), host]
             guarded(
                 wanted, self._layout.instance

@@ -110,7 +110,9 @@ class Lifecycle:
         wanted = _addresses(host, request)
         if request.dry_run or not request.remove:
             changes: dict[str, Value] = {"addresses": wanted}
-            return await self._change(name, changes, dry_run=request.dry_run)
+            return await self._change(
+                name, changes, dry_run=request.dry_run, probe=not request.no_probe
+            )
         self._draining.add(name)
         try:
             done = await self._change(name, {"addresses": wanted}, dry_run=False)
@@ -167,7 +169,12 @@ class Lifecycle:
         return host
 
     async def _change(
-        self, name: HostName, changes: dict[str, Value], *, dry_run: bool
+        self,
+        name: HostName,
+        changes: dict[str, Value],
+        *,
+        dry_run: bool,
+        probe: bool = True,
     ) -> control.Changed:
         async with self._hosts.changing:
             users = tuple(u.local_part for u in self._directory.users(name))
@@ -178,6 +185,10 @@ class Lifecycle:
             if before == after:
                 return control.Changed((), (), changed=False)
             self._directory.check_claims(after.facts)
+            had = {each.address for each in before.facts.addresses}
+            new = tuple(a for a in after.facts.addresses if a.address not in had)
+            if new and probe:
+                await self._network.refuse_in_use(replace(after.facts, addresses=new))
             rest = [host for host in self._directory.hosts() if host.name != name]
             guarded([*rest, after.facts], self._layout.instance)
             steps = self._network.steps([*rest, after.facts], actual, name)
@@ -214,6 +225,7 @@ class Lifecycle:
         if change.reopens:
             await self._release(name)
         hosts = [*rest, host]
+        await self._network.fence(hosts)
         actual = await self._network.observe(name)
         await self._network.apply(self._network.steps(hosts, actual, name))
         if before.addresses != host.addresses or change.reopens:
@@ -276,6 +288,7 @@ class Lifecycle:
         self._directory.finish_rename(host.name)
         # The old network first: the addresses are the same.
         for name, hosts in ((old, rest), (host.name, [*rest, host])):
+            await self._network.fence(hosts)
             actual = await self._network.observe(name)
             await self._network.apply(self._network.steps(hosts, actual, name))
         await self._network.unguard(old, [*rest, host])

@@ -13,8 +13,15 @@ from typing import TypeVar
 
 from vnsmail.errors import GuardUnavailable, NetworkStepFailed, Taken
 from vnsmail.log import logger
-from vnsmail.model import Context, HostName, SourceAddress, Uplink, VirtualHost
-from vnsmail.net import cgroups, guard, names
+from vnsmail.model import (
+    Context,
+    HostName,
+    IPAddress,
+    SourceAddress,
+    Uplink,
+    VirtualHost,
+)
+from vnsmail.net import cgroups, guard, in_use, names
 from vnsmail.net.apply import apply
 from vnsmail.net.guard_rules import SMTP_PORTS
 from vnsmail.net.observe import observe
@@ -104,6 +111,28 @@ class Network:
         if steps:
             self.made |= {s.host for s in steps if isinstance(s, MakeNamespace)}
             await _to_the_end(lambda: apply(steps, self._instance))
+
+    async def in_use(self, new: Iterable[VirtualHost]) -> dict[IPAddress, str]:
+        """Return those of these hosts' addresses that somebody has, and who.
+
+        Asked on the links that the hosts will use; takes half a second or so, however
+        many they are, and none if there is nobody to ask for. A tagged network is not
+        asked, for there may be no link to it yet.
+        """
+        asked = [(h.link, a.address) for h in new if not h.vlan for a in h.addresses]
+        if not asked:
+            return {}
+        return await _to_the_end(lambda: in_use.holders(asked))
+
+    async def refuse_in_use(self, new: VirtualHost) -> None:
+        """Refuse a host if somebody has one of its addresses.
+
+        Raises:
+            Taken: somebody has; it says who.
+        """
+        for address, hardware in (await self.in_use([new])).items():
+            remedy = taken_by(hardware, new.link)
+            raise Taken("address", str(address), remedy)
 
     def concerned(
         self, steps: Iterable[Step], hosts: Iterable[VirtualHost]
@@ -237,6 +266,9 @@ class Network:
 
         With ``anew`` its rules are written again, as for ``guard``.
         """
+        if host.uplink is Uplink.ROUTED:
+            with contextlib.suppress(GuardUnavailable):
+                await self.fence(list(hosts), anew=anew)
         if host.context is Context.NAMESPACE:
             (host,) = self._with_lingering([host])
             instance, ports = self._instance, self._ports
@@ -350,6 +382,14 @@ class Network:
             for host in hosts
             for thing in _things(self._instance, host)
         }
+
+
+def taken_by(hardware: str, link: str) -> str:
+    """Return what to do about an address that somebody has."""
+    return (
+        f"{hardware} has it on {link}; choose another, or give --no-probe if that one "
+        "answers for all addresses"
+    )
 
 
 def _things(instance: str, host: VirtualHost) -> Iterator[object]:
