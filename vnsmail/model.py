@@ -345,6 +345,23 @@ class User:
     """Octets its mailbox may have; None is as many as there is room for."""
 
 
+class Priority(IntEnum):
+    """Which messages of one destination go first; the value is their order."""
+
+    HIGH = 0
+    NORMAL = 1
+    BULK = 2
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the priority of that name; raises BadInput for any other."""
+        try:
+            return cls[text.upper()]
+        except KeyError:
+            names = ", ".join(each.name.lower() for each in cls)
+            raise BadInput("priority", text, f"choose one of {names}") from None
+
+
 class Role(StrEnum):
     """What a listening socket is for."""
 
@@ -444,6 +461,7 @@ class Envelope:
     """The body was announced as BODY=8BITMIME (RFC 6152)."""
     smtputf8: bool = False
     """The message needs SMTPUTF8 on its way (RFC 6531)."""
+    priority: Priority = Priority.NORMAL
     ret: Ret | None = None
     """What a notification is to carry; None: the sender did not say."""
     envid: str = ""
@@ -468,6 +486,34 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Contact:
+    """The connection that an outcome came over, as the kernel and the clock have it.
+
+    Times are seconds: from asking for a socket to the connection, from there to the
+    answer to EHLO, from the body's first octet to the last reply, and of the whole
+    transaction. The first two are 0 on a connection that was used before.
+    """
+
+    source: str
+    """Address that getsockname(2) gave."""
+    source_port: int
+    helo: str
+    """The name given in EHLO."""
+    remote: str
+    """Name of the server asked."""
+    remote_address: str
+    remote_port: int
+    tls: str = ""
+    """Version and cipher; empty without."""
+    connect: float = 0.0
+    hello: float = 0.0
+    data: float = 0.0
+    total: float = 0.0
+    dsn: bool = False
+    """The server takes over notifications: it offers DSN, and was told (RFC 3461)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """The result of one attempt for one recipient."""
 
@@ -484,3 +530,7 @@ class Outcome:
     """The socket's own address as getsockname(2) gave it, empty where none was."""
     not_an_attempt: bool = field(default=False, compare=False)
     """The source was missing: no remote was asked, and no retry is used up."""
+    unreachable: bool = field(default=False, compare=False)
+    """It is the destination that failed, whatever the message: no connection, no DNS."""
+    contact: Contact | None = field(default=None, compare=False)
+    """The connection, where there was one."""

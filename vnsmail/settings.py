@@ -251,6 +251,10 @@ class QueueSettings(_Table):
     longest_retry: Seconds = 4 * 3600.0
     lifetime: Seconds = 5 * 86400.0
     """Seconds after which a message that could not be delivered is returned."""
+    delay_warning: float = Field(
+        default=4 * 3600.0, ge=0, strict=True, allow_inf_nan=False
+    )
+    """Seconds after which the sender is told once that a message is late; 0: never."""
 
 
 class DnsSettings(_Table):

@@ -44,6 +44,7 @@ class Session:
     """What a client said."""
 
     peer: str
+    port: int
     verbs: list[str] = field(default_factory=list)
     helo: str = ""
 
@@ -107,7 +108,7 @@ class Remote:
         task: Any = asyncio.current_task()
         self._tasks.add(task)
         self._writers.add(writer)
-        session = Session(writer.get_extra_info("peername")[0])
+        session = Session(*writer.get_extra_info("peername")[:2])
         self.sessions.append(session)
         try:
             await self._converse(session, reader, writer)

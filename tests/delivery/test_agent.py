@@ -1,17 +1,23 @@
 import asyncio
 import contextlib
+import functools
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import structlog
+import structlog.testing
 
 from tests.delivery.helpers import NOW, Table, envelope, facts, server_failure
 from tests.delivery.remote import CUT, PATIENCE, Loopback, Remote
 from vnsmail.delivery import agent as module
+from vnsmail.delivery import settling, sources, traffic
 from vnsmail.delivery.agent import DeliveryAgent
+from vnsmail.delivery.pace import FIRST_WINDOW
+from vnsmail.delivery.shares import Shares
 from vnsmail.errors import BrokerGone, QueueUnavailable, SourceUnavailable
-from vnsmail.model import Family, Outcome, Verdict
+from vnsmail.model import DsnRequest, Family, Notify, Outcome, Ret, Verdict
 from vnsmail.queue.body import Body, BodyWriter
 from vnsmail.queue.queue import Queue
 from vnsmail.settings import QueueSettings, Settings, SmtpSettings
@@ -40,18 +46,18 @@ class WatchedQueue:
     def __getattr__(self, name):
         return getattr(self._queue, name)
 
-    async def settle(self, message_id, outcomes, retry_at, accept=()):
+    async def settle(self, message_id, outcomes, retry_at, accept=(), **more):
         if self.settle_errors:
             raise self.settle_errors.popleft()
-        await self._queue.settle(message_id, outcomes, retry_at, accept)
+        await self._queue.settle(message_id, outcomes, retry_at, accept, **more)
         self.settled.append((message_id, outcomes, retry_at, accept))
         async with self.happened:
             self.happened.notify_all()
 
-    async def due(self, *arguments):
+    async def walk(self, *arguments):
         if self.due_errors:
             raise self.due_errors.popleft()
-        return await self._queue.due(*arguments)
+        return await self._queue.walk(*arguments)
 
     async def load(self, message_id):
         self.loaded.append(message_id)
@@ -84,7 +90,7 @@ class Post:
         self.agent: DeliveryAgent
         self._running: asyncio.Task[None]
 
-    def make(self, who=ALPHA):
+    def make(self, who=ALPHA, shares=None):
         self.agent = DeliveryAgent(
             facts=who,
             queue=self.queue,
@@ -94,6 +100,7 @@ class Post:
             settings=Settings(
                 smtp=SmtpSettings(port=self.remote.port), queue=self.rules
             ),
+            shares=shares,
             clock=lambda: self.now,
             chance=lambda: 0.5,
         )
@@ -123,7 +130,7 @@ class Post:
     def forward(self, seconds):
         """Let time pass."""
         self.now += seconds
-        self.agent._look.set()
+        self.agent._traffic.look.set()
 
     async def waiting(self):
         """Return what is queued: (recipient, attempts, wait, last words)."""
@@ -137,6 +144,22 @@ class Post:
             for message in await self.queue.list(100)
             for r in message.recipients
         ]
+
+
+class Few(Shares):
+    """Less than an owner gets in life."""
+
+    def __init__(self, messages, octets=10**9):
+        super().__init__()
+        self.limits = messages, octets
+
+    @property
+    def messages(self):
+        return self.limits[0]
+
+    @property
+    def octets(self):
+        return self.limits[1]
 
 
 async def turn():
@@ -158,6 +181,40 @@ async def post(tmp_path, remote):
         post.make()
         yield post
         await queue.close()
+
+
+async def until(condition):
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+class Probe:
+    """Time that passes for a missing address when it is told to."""
+
+    def __init__(self):
+        self.ticks = asyncio.Semaphore(0)
+
+    async def sleep(self, _):
+        await self.ticks.acquire()
+
+    def tick(self):
+        self.ticks.release()
+
+
+@pytest.fixture
+async def probe(post, monkeypatch):
+    probe = Probe()
+    make = functools.partial(sources.Sources, pause=probe.sleep)
+    monkeypatch.setattr(module, "Sources", make)
+    post.make()
+    return probe
+
+
+@pytest.fixture
+def logged():
+    with structlog.testing.capture_logs() as events:
+        yield events
 
 
 @contextlib.asynccontextmanager
@@ -257,8 +314,8 @@ async def test_handed_over_twice(post):
 
 async def test_a_backlog(post, monkeypatch):
     """A long queue is worked off, each message once, over few connections."""
-    monkeypatch.setattr(module, "MAX_FROM_QUEUE", 20)
-    monkeypatch.setattr(module, "BATCH", 7)
+    monkeypatch.setattr(traffic, "LANE_READY", 7)
+    post.make(shares=Few(20))
     ids = set()
     for number in range(60):
         sent = envelope(BOB)
@@ -274,15 +331,14 @@ async def test_a_backlog(post, monkeypatch):
     assert len(post.remote.sessions) <= 10
 
 
-async def test_too_much_in_flight(post, monkeypatch):
+async def test_too_much_in_flight(post):
     """What is handed over beyond the limit waits in the queue, and is not forgotten."""
-    monkeypatch.setattr(module, "MAX_IN_FLIGHT", 3)
-    monkeypatch.setattr(module, "MAX_FROM_QUEUE", 2)
+    post.make(shares=Few(3))
     post.remote.held["DATA"] = asyncio.Event()
     async with running(post):
         for number in range(10):
             await post.send(BOB, body=Body(b"number %d\r\n" % number))
-        assert 3 == post.agent.in_flight
+        assert 6 == post.agent.in_flight
         post.remote.held["DATA"].set()
         await post.queue.empty()
 
@@ -290,9 +346,9 @@ async def test_too_much_in_flight(post, monkeypatch):
     assert 10 == len(post.remote.messages)
 
 
-async def test_too_much_in_memory(post, monkeypatch):
+async def test_too_much_in_memory(post):
     """Bodies beyond the limit are read when they are needed."""
-    monkeypatch.setattr(module, "MAX_HELD", len(MESSAGE))
+    post.make(shares=Few(100, len(MESSAGE)))
     post.remote.held["DATA"] = asyncio.Event()
     async with running(post):
         await post.send(BOB)
@@ -303,7 +359,32 @@ async def test_too_much_in_memory(post, monkeypatch):
 
         assert [second.id] == post.queue.loaded
         await turn()
-        assert 0 == post.agent._held
+        assert 0 == post.agent._traffic._held
+
+
+async def test_the_event_of_a_delivery(post, logged):
+    """The log has the connection as the kernel has it, and how long things took."""
+    async with running(post):
+        await post.send(BOB)
+        await post.queue.empty()
+
+    (event,) = [each for each in logged if each["event"] == "message.delivered"]
+    port = post.remote.sessions[0].port
+    assert {
+        "source": SOURCE,
+        "source_port": port,
+        "helo": "alpha.example",
+        "remote_name": "b.example",
+        "remote_address": "127.0.0.2",
+        "remote_port": post.remote.port,
+        "tls": "none",
+        "reply": "250 2.0.0 taken",
+        "attempt": 1,
+    }.items() <= event.items()
+    times = [event[name] for name in ("connect", "hello", "data", "total")]
+    assert all(time > 0 for time in times)
+    assert event["total"] >= event["hello"] + event["data"]
+    assert event["queue_age"] == 0
 
 
 # Deferred -----------------------------------------------------------------------
@@ -341,12 +422,144 @@ async def test_a_remote_that_is_down(post):
     post.dns.hosts["b.example"] = ["127.0.0.3"]
     async with running(post):
         await post.send(BOB)
+        await post.queue.until_settled(1)
         await post.send(EVE)
-        await post.queue.until_settled(2)
 
-        assert 2 == len(await post.waiting())
-        assert {"connection refused"} == {row[3] for row in await post.waiting()}
+        refused, untried = await post.waiting()
+        assert (BOB, 1, 300, "connection refused") == refused
+        assert (EVE, 0, 0, None) == untried
         assert "" == post.agent.problem
+        assert [("b.example", NOW + 300, "connection refused")] == post.agent.resting()
+
+
+async def test_one_asks_for_all(post):
+    """A destination that comes back is asked by one message; then the others follow."""
+    post.dns.hosts["b.example"] = ["127.0.0.3"]
+    async with running(post):
+        for _ in range(30):
+            await post.send(BOB)
+        await post.queue.until_settled(1)
+        await turn()
+        asked = len(post.queue.settled)
+        assert asked <= FIRST_WINDOW
+        for number, wait in enumerate((300, 600), 1):
+            post.forward(wait)
+            await post.queue.until_settled(asked + number)
+            await turn()
+            assert asked + number == len(post.queue.settled)
+        assert asked + 2 == sum(each[1] for each in await post.waiting())
+        post.dns.hosts["b.example"] = ["127.0.0.2"]
+        post.agent.update(ALPHA)
+        post.forward(1200)
+        await post.queue.empty()
+
+    assert 30 == len(post.remote.messages)
+
+
+async def test_one_destination_delays_no_other(post):
+    """However many wait for a slow destination, mail for another goes at once."""
+    post.make(shares=Few(20))
+    post.dns.hosts["c.example"] = ["127.0.0.4"]
+    post.remote.held["RCPT"] = asyncio.Event()
+    for number in range(60):
+        await post.queue.accept(envelope(BOB), Body(b"%d" % number))
+    async with Remote("127.0.0.4", post.remote.port) as other, running(post):
+        await turn()
+        for _ in range(60):
+            await post.send(BOB)
+        await post.send("dan@c.example")
+        queued = envelope("eve@c.example")
+        await post.queue.accept(queued, Body(b"from disk"))
+        post.agent._traffic.due_again(NOW)
+        await other.until(lambda: len(other.messages) >= 2)
+
+        assert {("dan@c.example",), ("eve@c.example",)} == {
+            tuple(arrived.recipients) for arrived in other.messages
+        }
+        assert [] == post.remote.messages
+        assert post.agent.in_flight <= 20
+        post.remote.held["RCPT"].set()
+        await post.queue.empty()
+
+    assert 120 == len(post.remote.messages)
+
+
+async def test_given_up_while_its_destination_is_down(post):
+    """A message that is never tried, as others are, ends with its lifetime too."""
+    post.dns.hosts["b.example"] = ["127.0.0.3"]
+    post.rules = QueueSettings(
+        first_retry=80000, longest_retry=80000, lifetime=100, delay_warning=0
+    )
+    post.make()
+    async with running(post):
+        await post.send(BOB)
+        await post.queue.until_settled(1)
+        await post.send(EVE)
+        post.forward(101)
+        await post.queue.empty()
+
+    assert 2 == len(post.mailboxes)
+    assert all(b"connection refused" in notice for _, notice, _ in post.mailboxes)
+
+
+async def test_late(post):
+    """The sender is told once that a message is late, unless that is not wanted."""
+    post.dns.hosts["b.example"] = ["127.0.0.3"]
+    quiet = (DsnRequest(EVE, (Notify.FAILURE,)),)
+    async with running(post):
+        await post.send(BOB)
+        await post.send(EVE, requests=quiet)
+        await post.queue.until_settled(1)
+        for _ in range(3):
+            post.forward(post.rules.delay_warning + 1)
+            await until(lambda: len(post.mailboxes) == 1)
+            await turn()
+
+    ((to, notice, sender),) = post.mailboxes
+    assert (ANN, "") == (to, sender)
+    assert b"Action: delayed" in notice
+    assert b"bob@b.example" in notice
+    assert b"connection refused" in notice
+
+
+@pytest.mark.parametrize(
+    ("notify", "told"),
+    [((), True), (("NEVER",), False), (("SUCCESS",), False), (("FAILURE",), True)],
+)
+async def test_who_wants_to_know_of_failure(post, notify, told):
+    """A notice goes to whoever did not say that it is not wanted (RFC 3461 4.1)."""
+    post.remote.says("RCPT", "550 5.1.1 no such user")
+    async with running(post):
+        await post.send(BOB, requests=(DsnRequest(BOB, tuple(map(Notify, notify))),))
+        await post.queue.empty()
+
+    assert told == bool(post.mailboxes)
+
+
+async def test_success_is_told_to_whoever_asked(post):
+    """What was put into a mailbox is delivered; what a remote took is relayed."""
+    asked = tuple(DsnRequest(to, (Notify.SUCCESS,)) for to in (BOB, ANN))
+    async with running(post):
+        await post.send(BOB, ANN, EVE, requests=asked, sender="dan@alpha.example")
+        await post.queue.empty()
+
+    notices = [body for to, body, _ in post.mailboxes if to == "dan@alpha.example"]
+    assert [b"delivered", b"relayed"] == sorted(
+        notice.partition(b"Action: ")[2].partition(b"\r\n")[0] for notice in notices
+    )
+    assert EVE.encode() not in b"".join(notices)
+
+
+async def test_the_whole_message_is_returned(post):
+    """RET=FULL brings back every octet of a message that failed."""
+    post.remote.says("RCPT", "550 5.1.1 no such user")
+    async with running(post):
+        await post.send(BOB, ret=Ret.FULL, envid="QQ1")
+        await post.queue.empty()
+
+    ((_, notice, _),) = post.mailboxes
+    assert MESSAGE in notice
+    assert b"Original-Envelope-Id: QQ1" in notice
 
 
 async def test_given_up(post):
@@ -461,49 +674,86 @@ async def test_no_headers_to_return(post, tmp_path):
     "error",
     [SourceUnavailable("alpha.example", SOURCE, 99, "no such address"), BrokerGone()],
 )
-async def test_without_a_source(post, error):
-    """The message waits, with a reason; no retry is used up; it goes when it can."""
-    post.sockets.errors.append(error)
+async def test_without_a_source(post, error, probe, logged):
+    """All mail is held, with a reason; no retry is used up; it goes when it can."""
+    post.sockets.errors.extend([error] * 3)
     async with running(post):
-        await post.send(BOB)
-        await post.queue.until_settled(1)
+        for to in (BOB, EVE, "dan@c.example"):
+            await post.send(to)
+        await until(lambda: post.agent.held)
+        await turn()
 
-        assert [(BOB, 0, 30, str(error))] == await post.waiting()
-        assert [] == post.remote.sessions
-        assert 1 == len(post.sockets.asked)
-        assert str(error) == post.agent.problem
-        post.forward(30)
+        assert [(0, 0, None)] * 3 == [row[1:] for row in await post.waiting()]
+        assert str(error) == post.agent.problem == post.agent.held
+        assert post.agent.held_since is not None
+        why: Any = post.agent.why("b.example")
+        assert str(error) == why.text
+        asked = len(post.sockets.asked)
+        await post.send(BOB)
+        await turn()
+        assert (asked, []) == (len(post.sockets.asked), post.queue.settled)
+        for _ in post.sockets.errors.copy():
+            probe.tick()
+            await turn()
+            assert post.agent.held
+        probe.tick()
+        post.dns.hosts["c.example"] = ["127.0.0.2"]
         await post.queue.empty()
         assert "" == post.agent.problem
 
+    assert 4 == len(post.remote.messages)
     assert SOURCE == post.remote.messages[0].peer
+    events = [each["event"] for each in logged]
+    assert (1, 1) == (events.count("delivery.held"), events.count("delivery.resumed"))
+    assert "message.deferred" not in events
 
 
-async def test_without_a_source_no_other_family(post):
+async def test_without_a_source_local_mail_flows(post, probe):
+    """A mailbox here needs no address to send from."""
+    post.sockets.errors.append(BrokerGone())
+    async with running(post):
+        await post.send(BOB)
+        await until(lambda: post.agent.held)
+        await post.send(ANN)
+        queued = envelope("dan@alpha.example")
+        await post.queue.accept(queued, Body(MESSAGE))
+        post.agent._traffic.due_again(NOW)
+        await until(lambda: len(post.mailboxes) == 2)
+
+        assert [(BOB, 0, 0, None)] == await post.waiting()
+
+
+async def test_without_a_source_no_other_family(post, probe):
     """A host with two families whose IPv6 address is missing does not use IPv4."""
     post.make(facts(SOURCE, "fd00::1"))
     post.dns.hosts["b.example"] = ["fd00::2", "127.0.0.2"]
-    post.sockets.errors.append(SourceUnavailable("alpha.example", "fd00::1", 99))
+    post.dns.hosts["c.example"] = ["127.0.0.2"]
+    missing = SourceUnavailable("alpha.example", "fd00::1", 99)
+    post.sockets.errors.append(missing)
     async with running(post):
         await post.send(BOB)
+        await until(lambda: post.agent.held)
+
+        assert [("alpha.example", Family.IPV6)] == post.sockets.asked
+        assert [] == post.remote.sessions
+        assert post.agent.held.startswith(
+            "cannot send as alpha.example: fd00::1 is not usable here"
+        )
+        await post.send("dan@c.example")
         await post.queue.until_settled(1)
-
-    assert [("alpha.example", Family.IPV6)] == post.sockets.asked
-    assert [] == post.remote.sessions
-    ((_, _, _, words),) = await post.waiting()
-    assert words.startswith("cannot send as alpha.example: fd00::1 is not usable here")
+        assert [["dan@c.example"]] == [a.recipients for a in post.remote.messages]
+        assert [(BOB, 0, 0, None)] == await post.waiting()
 
 
-async def test_another_source_than_the_own(post):
+async def test_another_source_than_the_own(post, probe):
     """If the kernel chose another address, nothing is said to the remote."""
     post.sockets.claimed = "127.0.0.9"
     async with running(post):
         await post.send(BOB)
-        await post.queue.until_settled(1)
+        await until(lambda: post.agent.held)
 
-        ((_, attempts, _, words),) = await post.waiting()
-        assert 0 == attempts
-        assert "the kernel chose 127.0.0.1 instead" in words
+        assert "the kernel chose 127.0.0.1 instead" in post.agent.held
+        assert [(BOB, 0, 0, None)] == await post.waiting()
         await post.remote.until(lambda: post.remote.sessions)
         await post.remote.until(lambda: post.remote.sessions[0].verbs)
         assert ["gone"] == post.remote.sessions[0].verbs
@@ -572,18 +822,15 @@ async def test_a_fault_in_settling(post, monkeypatch):
     async with running(post):
         await post.send(ANN)
         await post.send("dan@alpha.example")
-        await post.queue.until_settled(1)
-        assert 1 <= len(await post.waiting())
-        post.forward(0)
-        while post.agent.in_flight:
-            await asyncio.sleep(0)
-        post.forward(0)
         await post.queue.empty()
+
+    assert {ANN, "dan@alpha.example"} == {to for to, *_ in post.mailboxes}
+    assert 3 == len(post.mailboxes)
 
 
 async def test_the_queue_cannot_be_written(post, monkeypatch):
     """What was delivered is settled as soon as that can be, and not sent again."""
-    monkeypatch.setattr(module, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(settling, "FIRST_PAUSE", 0.001)
     error = QueueUnavailable("/q", "disk full")
     post.queue.settle_errors.extend([error] * 3)
     async with running(post):
@@ -601,7 +848,7 @@ async def test_the_queue_cannot_be_written(post, monkeypatch):
 
 async def test_the_queue_cannot_be_written_and_a_notice_is_due(post, monkeypatch):
     """The notice is written once, however often it is tried."""
-    monkeypatch.setattr(module, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(settling, "FIRST_PAUSE", 0.001)
     post.queue.settle_errors.extend([QueueUnavailable("/q", "disk full")] * 3)
     post.remote.says("RCPT", "550 5.1.1 no such user")
     async with running(post):

@@ -8,23 +8,19 @@ from tests.delivery.helpers import NOW, envelope
 from vnsmail.delivery import outcomes as say
 from vnsmail.delivery.settlement import (
     MAX_RECIPIENTS,
-    SOURCE_RETRY,
-    Group,
-    domain_of,
-    due_groups,
+    due_at,
     fresh,
     settlement,
 )
-from vnsmail.errors import BrokerGone
 from vnsmail.model import Outcome, Verdict
-from vnsmail.queue.envelope import QueuedMessage, QueuedRecipient
+from vnsmail.queue.envelope import QueuedMessage, QueuedRecipient, destination
 from vnsmail.settings import QueueSettings
 
 RULES = QueueSettings(first_retry=300, longest_retry=3600, lifetime=86400)
 DELIVERED = Outcome(Verdict.DELIVERED, 250, "2.0.0", "ok")
 DEFERRED = say.deferred(451, "4.3.0", "later")
 FAILED = say.failed(550, "5.1.1", "no such user")
-NO_SOURCE = say.no_source(BrokerGone())
+UNREACHABLE = say.connection_failed("refused", "mx.b.example")
 
 
 def message(attempts=0, at=NOW, to="bob@b.example"):
@@ -60,53 +56,48 @@ def test_a_fresh_message_is_due_at_once():
         ("Postmaster", ""),
     ],
 )
-def test_domain_of(recipient, domain):
+def test_destination(recipient, domain):
     """The domain is behind the last @; "postmaster" alone has none."""
-    assert domain == domain_of(recipient)
+    assert domain == destination(recipient)
 
 
-def test_groups_by_domain():
-    """Those at one domain go together; those not due stay."""
-    recipients = [
+def several(*recipients):
+    return QueuedMessage(envelope(*(r.address for r in recipients)), 10, recipients)
+
+
+def test_those_at_one_destination():
+    """Those at one destination go together; those not due, or elsewhere, stay."""
+    found = several(
         QueuedRecipient("a@b.example", 0, NOW, None),
         QueuedRecipient("x@alpha.example", 0, NOW - 1, None),
         QueuedRecipient("c@B.example", 3, NOW, None),
         QueuedRecipient("d@b.example", 1, NOW + 1, None),
         QueuedRecipient("postmaster", 0, NOW, None),
-    ]
-    found = due_groups(recipients, NOW, {"alpha.example"})
+    )
 
-    assert [
-        Group("b.example", local=False, recipients=("a@b.example", "c@B.example")),
-        Group("alpha.example", local=True, recipients=("x@alpha.example",)),
-        Group("", local=True, recipients=("postmaster",)),
-    ] == found
+    assert [("a@b.example", "c@B.example")] == due_at(found, "b.example", NOW)
+    assert [("postmaster",)] == due_at(found, "", NOW)
 
 
 @given(
     st.lists(
-        st.tuples(
-            st.sampled_from(["a.example", "B.example", "alpha.example"]),
-            st.booleans(),
-        ),
+        st.tuples(st.sampled_from(["a.example", "B.example"]), st.booleans()),
         max_size=3 * MAX_RECIPIENTS,
     )
 )
-def test_every_due_recipient_is_in_one_group(chosen):
-    """No group is too large, none mixes domains, and nobody due is left out."""
-    recipients = [
-        QueuedRecipient(f"{n}@{domain}", 0, NOW if due else NOW + 1, None)
-        for n, (domain, due) in enumerate(chosen)
-    ]
-    groups = due_groups(recipients, NOW, {"alpha.example"})
+def test_every_due_recipient_is_in_one_transaction(chosen):
+    """No transaction is too large, and nobody due is left out."""
+    found = several(
+        *(
+            QueuedRecipient(f"{n}@{domain}", 0, NOW if due else NOW + 1, None)
+            for n, (domain, due) in enumerate(chosen)
+        )
+    )
+    parts = due_at(found, "a.example", NOW) + due_at(found, "b.example", NOW)
 
-    grouped = [each for group in groups for each in group.recipients]
-    due = [r.address for r in recipients if r.next_attempt_at <= NOW]
-    assert sorted(due) == sorted(grouped)
-    for group in groups:
-        assert 0 < len(group.recipients) <= MAX_RECIPIENTS
-        assert {group.domain} == {domain_of(each) for each in group.recipients}
-        assert group.local is (group.domain == "alpha.example")
+    due = [r.address for r in found.recipients if r.next_attempt_at <= NOW]
+    assert sorted(due) == sorted(each for part in parts for each in part)
+    assert all(0 < len(part) <= MAX_RECIPIENTS for part in parts)
 
 
 def test_delivered_and_failed_are_final():
@@ -130,21 +121,17 @@ def test_backoff(attempts, wait):
     assert pytest.approx(wait) == waits(DEFERRED, attempts)
 
 
-@pytest.mark.parametrize("attempts", [0, 1, 20])
-def test_a_missing_source_is_asked_for_soon(attempts):
-    """Mail flows soon after a repair, however often it was tried before."""
-    assert pytest.approx(SOURCE_RETRY) == waits(NO_SOURCE, attempts)
-
-
-@pytest.mark.parametrize(("attempts", "wait"), [(0, 4.0), (1, 4.0), (2, 8.0)])
-def test_a_missing_source_keeps_shorter_waits(attempts, wait):
-    """Where retries are quicker than that anyway, they stay so, and no longer."""
-    rules = RULES.model_copy(update={"first_retry": 4.0, "longest_retry": 8.0})
+def test_who_waits_for_a_destination_comes_back_with_it():
+    """The wait is the destination's, however often the message itself was tried."""
     found = settlement(
-        message(attempts), {"bob@b.example": NO_SOURCE}, NOW, rules, jitter=0.5
+        message(9), {"bob@b.example": UNREACHABLE}, NOW, RULES, 0.5, NOW + 77
+    )
+    other = settlement(
+        message(9), {"bob@b.example": DEFERRED}, NOW, RULES, 0.5, NOW + 77
     )
 
-    assert pytest.approx(wait) == found.retry_at["bob@b.example"] - NOW
+    assert {"bob@b.example": NOW + 77} == found.retry_at
+    assert {"bob@b.example": NOW + 3600} == other.retry_at
 
 
 def test_the_last_attempt_is_at_the_end_of_the_lifetime():
@@ -154,7 +141,7 @@ def test_the_last_attempt_is_at_the_end_of_the_lifetime():
     assert pytest.approx(100) == waits(DEFERRED, 9, at=at)
 
 
-@pytest.mark.parametrize("outcome", [DEFERRED, NO_SOURCE])
+@pytest.mark.parametrize("outcome", [DEFERRED, UNREACHABLE])
 def test_given_up(outcome):
     """After its lifetime a message has failed, with what was met last."""
     old = message(9, NOW - RULES.lifetime)
@@ -165,7 +152,7 @@ def test_given_up(outcome):
 
 
 @given(
-    st.sampled_from([DELIVERED, DEFERRED, FAILED, NO_SOURCE]),
+    st.sampled_from([DELIVERED, DEFERRED, FAILED, UNREACHABLE]),
     st.integers(0, 100),
     st.floats(0, 2 * RULES.lifetime),
     st.floats(0, 1),

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vnsmail.message.dsn import MAX_HEADERS, failure_notice, header_block
-from vnsmail.model import Envelope, Outcome, Owner, Verdict
+from vnsmail.message.dsn import MAX_HEADERS, Action, header_block, report
+from vnsmail.model import DsnRequest, Envelope, Notify, Outcome, Owner, Verdict
 
 NOW = 1_800_000_000.0
 HEADERS = (
@@ -98,14 +98,25 @@ def original(sender="ann@alpha.example", **facts):
     )
 
 
-def notice(failures, *, headers=HEADERS, sender="ann@alpha.example"):
-    return failure_notice(
+def notice(
+    told,
+    *,
+    headers=HEADERS,
+    sender="ann@alpha.example",
+    action=Action.FAILED,
+    full=False,
+    **asked,
+):
+    return report(
         notice_id="0notice",
         host="alpha.example",
         now=NOW,
-        original=original(sender),
-        headers=headers,
-        failures=failures,
+        original=original(sender, **asked),
+        returned=headers,
+        told=told,
+        action=action,
+        full=full,
+        until=NOW + 86400,
     )
 
 
@@ -205,6 +216,77 @@ def test_reply_to_what(headers, expected):
 
     assert expected == message["In-Reply-To"]
     assert expected == message["References"]
+
+
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [
+        (Action.DELAYED, b"could not be delivered to one recipient yet"),
+        (Action.DELIVERED, b"was delivered to one recipient."),
+        (Action.RELAYED, b"does not say whether it has been delivered"),
+    ],
+)
+def test_other_news(action, words):
+    """Delay and success have the same form, and words of their own."""
+    made = notice({"bob@b.example": NO_USER}, action=action)
+    _, about_recipient = parsed(made.content).get_payload(1).get_payload()
+
+    assert words in b" ".join(made.content.split())
+    assert action.value == about_recipient["Action"]
+    until = about_recipient["Will-Retry-Until"]
+    assert ("Sat, 16 Jan 2027 08:00:00 +0000" if action == "delayed" else None) == until
+
+
+def test_what_the_sender_called_it():
+    """Envelope id and original recipient come back as they were, not as xtext."""
+    made = notice(
+        {"bob@b.example": NO_USER},
+        envid="QQ+2B314",
+        requests=(
+            DsnRequest(
+                "bob@b.example", (Notify.FAILURE,), "rfc822;Bob+2BX@old.example"
+            ),
+        ),
+    )
+    about_message, about_recipient = parsed(made.content).get_payload(1).get_payload()
+
+    assert "QQ+314" == about_message["Original-Envelope-Id"]
+    assert "rfc822; Bob+X@old.example" == about_recipient["Original-Recipient"]
+
+
+@pytest.mark.parametrize("text", [b"hello\r\n", "für dich\r\n".encode()])
+def test_the_whole_message_comes_back(text):
+    """With RET=FULL, the message is a part of its own, byte for byte."""
+    message = HEADERS + b"\r\n" + text
+    made = notice({"bob@b.example": NO_USER}, headers=message, full=True)
+    part = parsed(made.content).get_payload(2)
+
+    assert message in made.content
+    assert "message/rfc822" == part.get_content_type()
+    assert made.eight_bit == (not text.isascii())
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_what_was_asked_is_never_structure(envid, orcpt):
+    """Whatever a client gave as ENVID and ORCPT, there are the same fields."""
+    asked = {
+        "envid": envid,
+        "requests": (DsnRequest("bob@b.example", (), orcpt),),
+    }
+    made = notice({"bob@b.example": NO_USER}, **asked)
+    message = parsed(made.content)
+
+    assert b"\n" not in made.content.replace(b"\r\n", b"")
+    assert 3 == len(list(message.iter_parts()))
+    assert {*message.get_payload(1).get_payload()[1].keys()} <= {
+        "Original-Recipient",
+        "Final-Recipient",
+        "Action",
+        "Status",
+        "Remote-MTA",
+        "Diagnostic-Code",
+        "Last-Attempt-Date",
+    }
 
 
 @given(

@@ -1,3 +1,4 @@
+import math
 import os
 import stat
 import subprocess
@@ -20,10 +21,10 @@ from tests.queue.helpers import (
 )
 from vnsmail import database
 from vnsmail.errors import AlreadyQueued, NotFound, QueueUnavailable
-from vnsmail.model import Outcome, Verdict
+from vnsmail.model import Outcome, Priority, Verdict
 from vnsmail.queue import store as store_module
 from vnsmail.queue.body import Body
-from vnsmail.queue.envelope import QueueCounts, QueuedRecipient
+from vnsmail.queue.envelope import START, QueueCounts, QueuedRecipient, new_id
 from vnsmail.queue.store import Accept, Change, QueueStore, Settle
 
 LARGE = b"large " * 1000
@@ -342,6 +343,10 @@ class TestSettle:
         assert said == store.load(message.id)[0].recipients[0].last
 
 
+def walked(store, after=START, room=lambda name: 10, excluding=None, limits=(100, 100)):
+    return store.walk(NOW + 5, after, room, excluding or {}, limits)
+
+
 class TestQuestions:
     def test_due_longest_first(self, store):
         """Messages come in the order in which they fell due, each once."""
@@ -349,35 +354,106 @@ class TestQuestions:
         early = accept(store, at=NOW + 1)
         accept(store, at=NOW + 100)
 
-        found = store.due(NOW + 50, 10, frozenset())
+        found, next_due = store.due_in("b.example", NOW + 50, 10, frozenset())
 
         assert [early.id, late.id] == [message.envelope.id for message in found]
+        assert NOW + 100 == next_due
 
     def test_due_leaves_out_what_is_in_flight(self, store):
         """In-flight messages do not take the place of others under the limit."""
         messages = [accept(store, at=NOW + i) for i in range(5)]
         in_flight = {message.id for message in messages[:3]}
 
-        found = store.due(NOW + 50, 1, in_flight)
+        found, _ = store.due_in("b.example", NOW + 50, 1, in_flight)
 
         assert [messages[3].id] == [message.envelope.id for message in found]
 
-    def test_next_due(self, store):
-        """The next time to wake is that of a message nobody is at."""
-        first, second = accept(store, at=NOW + 1), accept(store, at=NOW + 2)
+    def test_priority_goes_first(self, store):
+        """Within a destination, what is urgent passes what came before it."""
+        bulk = accept(store, at=NOW, priority=Priority.BULK)
+        normal = accept(store, at=NOW + 1)
+        high = accept(store, at=NOW + 2, priority=Priority.HIGH)
 
-        assert store.next_due() == NOW + 1
-        assert store.next_due({first.id}) == NOW + 2
-        assert None is store.next_due({first.id, second.id})
+        found, _ = store.due_in("b.example", NOW + 50, 10, frozenset())
+
+        assert [high.id, normal.id, bulk.id] == [each.envelope.id for each in found]
+        assert Priority.HIGH == found[0].envelope.priority
+
+    def test_a_walk_takes_some_of_each_destination(self, store):
+        """However many wait for one destination, another's are found."""
+        for _ in range(20):
+            accept(store, "x@big.example")
+        small = accept(store, "x@small.example", "y@big.example")
+        later = accept(store, "x@later.example", at=NOW + 7)
+
+        walk = walked(store, room=lambda name: 3)
+
+        by_destination: dict[str, list[str]] = {}
+        for due in walk.due:
+            by_destination.setdefault(due.destination, []).append(
+                due.message.envelope.id
+            )
+        assert {"big.example": 3, "small.example": 1} == {
+            name: len(found) for name, found in by_destination.items()
+        }
+        assert [small.id] == by_destination["small.example"]
+        assert {"big.example"} == walk.more
+        assert (NOW + 7, None) == (walk.next_due, walk.went_on_at)
+        assert later.id not in str(walk.due)
+
+    def test_a_walk_passes_by_what_is_closed(self, store):
+        """Destinations without room are not read, and what waits there wakes nobody."""
+        accept(store, "x@down.example", at=NOW + 3)
+        accept(store, "x@up.example")
+
+        walk = walked(store, room=lambda name: 0 if name == "down.example" else 1)
+
+        assert ["up.example"] == [due.destination for due in walk.due]
+        assert math.inf == walk.next_due
+
+    def test_a_walk_goes_on_where_it_paused(self, store):
+        """In pieces it finds the same as at once, each message once."""
+        for number in range(7):
+            accept(store, f"x@d{number}.example", "y@d3.example")
+        place, found = START, []
+        while place is not None:
+            walk = walked(store, after=place, limits=(2, 100))
+            found += walk.due
+            place = walk.went_on_at
+
+        assert found == walked(store).due
+        assert 7 + 6 == len(found)
+
+    def test_a_walk_leaves_out_what_is_in_flight(self, store):
+        """A message in flight at one destination is still due at another."""
+        message = accept(store, "x@b.example", "y@c.example")
+
+        walk = walked(store, excluding={"b.example": {message.id}})
+
+        assert ["c.example"] == [due.destination for due in walk.due]
+
+    def test_aged(self, store):
+        """Old messages are found by id, with whether the sender was warned."""
+        old, young = accept(store, at=NOW), accept(store, at=NOW + 100)
+        notice = envelope(at=NOW + 50, number=5)
+        warning = Settle(old.id, {}, {}, (Accept(notice, Body(b"late")),), warned=True)
+        before = new_id(NOW + 60, bytes(6))
+        assert [(old.id, False)] == store.aged(before, "", 10)
+
+        assert [None] == store.commit([warning])
+
+        assert [(old.id, True), (notice.id, False)] == store.aged(before, "", 10)
+        assert [] == store.aged(before, notice.id, 10)
+        assert young.id in ids(store)
 
     def test_deferred_falls_due_at_its_time(self, store):
         """A deferred recipient is left alone until its time."""
         message = accept(store)
         settle(store, message, {"bob@b.example": DEFERRED}, {"bob@b.example": NOW + 9})
 
-        assert store.due(NOW + 8.9, 10, frozenset()) == []
-        assert [message.id] == [m.envelope.id for m in store.due(NOW + 9, 1, set())]
-        assert store.next_due() == NOW + 9
+        assert ([], NOW + 9) == store.due_in("b.example", NOW + 8.9, 10, frozenset())
+        found, next_due = store.due_in("b.example", NOW + 9, 1, frozenset())
+        assert ([message.id], math.inf) == ([m.envelope.id for m in found], next_due)
 
     def test_counts(self, folder, store):
         """Counts are those of what is left."""

@@ -1,72 +1,53 @@
 """Delivery for one owner: from the queue to remotes and to mailboxes here.
 
 A message comes by ``hand_over`` straight after it was accepted, or from the queue when
-it is due. It is in flight until all its due recipients have an outcome that is on disk;
-nothing in flight is taken from the queue again, so no message is attempted twice at
-once. What is delivered or deferred is settled as soon as it is known, so that a crash
-sends little again; what failed waits for the others, so that one attempt makes one
-notice.
+it is due. Each destination has a lane (lanes.py): a few messages under way, some ready,
+the rest on disk. What is delivered or deferred is settled as soon as it is known, so
+that a crash sends little again.
 
-Rules of this file: it starts, waits and settles; what is decided is decided in
-settlement.py, outcomes.py and message/dsn.py. A message leaves flight whatever
-happens: a fault of ours is logged and defers it, so that it can neither be lost nor
-be tried in a circle.
+Two things are no attempts, and use up no retry: an address to send from that is
+missing (sources.py), and a destination that is down (pace.py), which one message asks
+for all.
+
+Rules of this file: it starts, waits and tells others; what is decided is decided in
+pace.py, settlement.py and notices.py. A message leaves flight whatever happens: a
+fault of ours is logged and defers it, so that it can neither be lost nor be tried in a
+circle.
 """
 
 import asyncio
-import math
-import os
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeAlias
 
 from vnsmail.delivery import outcomes as say
 from vnsmail.delivery.attempt import Attempts
-from vnsmail.delivery.connection import Sockets, connect
+from vnsmail.delivery.connection import Connection, Sockets, connect
 from vnsmail.delivery.facts import AgentFacts
+from vnsmail.delivery.lanes import Flight
 from vnsmail.delivery.outcomes import Outcomes
 from vnsmail.delivery.pool import COOLDOWN, Pool
-from vnsmail.delivery.route import Questions
-from vnsmail.delivery.settlement import (
-    Group,
-    Settlement,
-    due_groups,
-    fresh,
-    settlement,
-)
+from vnsmail.delivery.route import Hop, Questions
+from vnsmail.delivery.settlement import due_at
+from vnsmail.delivery.settling import FIRST_PAUSE, LONGEST_PAUSE, Settler
+from vnsmail.delivery.shares import Shares
+from vnsmail.delivery.sources import MISSING, Sources
+from vnsmail.delivery.sweep import Sweeper
+from vnsmail.delivery.traffic import Traffic
 from vnsmail.errors import NotFound, QueueUnavailable, VnsmailError
 from vnsmail.log import logger
-from vnsmail.message.dsn import failure_notice, header_block
-from vnsmail.model import Envelope, Outcome, Verdict
+from vnsmail.model import Envelope, Outcome
 from vnsmail.queue.body import Body
-from vnsmail.queue.envelope import ENTROPY_BYTES, QueuedMessage, new_id
 from vnsmail.queue.queue import Queue
 from vnsmail.settings import Settings
 
 __all__ = ["AgentFacts", "DeliveryAgent", "LocalDelivery"]
 
-MAX_FROM_QUEUE = 1000
-"""Messages in flight up to which the queue is asked for more."""
-
-MAX_IN_FLIGHT = 2000
-"""Messages in flight in all. The difference is kept for messages that just came, so
-that a backlog for a slow remote does not hold them up."""
-
-MAX_HELD = 32 * 1024 * 1024
-"""Bytes of handed over bodies kept in memory; beyond, they are read when needed."""
-
-BATCH = 200
-"""Messages asked of the queue at a time."""
-
 LONGEST_LOOK_AWAY = 60.0
 """Seconds after which the queue is looked at in any case: the clock may be set."""
-
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
-"""Seconds to wait, twice as long each time, when the queue cannot be used."""
 
 QUIT_GRACE = 1.0
 """Seconds for remotes to answer QUIT when all connections are ended."""
@@ -75,38 +56,11 @@ LocalDelivery: TypeAlias = Callable[[str, Body, Envelope], Awaitable[Outcome]]
 """Puts a message into a mailbox: recipient, body, envelope. May raise VnsmailError,
 which defers the recipient."""
 
-_EVENTS = {
-    Verdict.DELIVERED: "message.delivered",
-    Verdict.DEFERRED: "message.deferred",
-    Verdict.FAILED: "message.failed",
-}
-
 log = logger("delivery")
 
 
 def _uncounted(_outcome: Outcome, _octets: int) -> None:
     return None
-
-
-@dataclass(slots=True)
-class _Flight:
-    """A message in flight."""
-
-    message: QueuedMessage
-    body: Body | None
-    """None if it is to be read when it is needed."""
-    held: int = 0
-    """Bytes of the body that count as held in memory."""
-    groups_left: int = 0
-    failures: Outcomes = field(default_factory=dict)
-    """Not settled yet."""
-    due_again: float = math.inf
-    """When the next recipient that stays in the queue is due."""
-    task: asyncio.Task[None] | None = None
-
-    @property
-    def id(self) -> str:
-        return self.message.envelope.id
 
 
 class DeliveryAgent:
@@ -119,6 +73,7 @@ class DeliveryAgent:
         resolver: who knows where mail goes.
         local_delivery: puts a message into a mailbox here.
         settings: of the whole system.
+        shares: of all owners of this worker.
         count: told each outcome, with the octets of the message.
         clock: seconds since the epoch.
         chance: 0 to 1, for the jitter of retries.
@@ -133,44 +88,93 @@ class DeliveryAgent:
         resolver: Questions,
         local_delivery: LocalDelivery,
         settings: Settings,
+        shares: Shares | None = None,
         count: Callable[[Outcome, int], None] = _uncounted,
         clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._facts = facts
-        self._queue = queue
         self._local_delivery = local_delivery
+        self._settings = settings
         self._rules = settings.queue
         self._clock = clock
         self._chance = chance
+        self._sources = Sources(facts.owner, sockets, self._sources_returned)
         self._pool = Pool(
-            lambda hop, gone: connect(hop, self._facts, sockets, settings.smtp, gone),
-            cooldown=min(COOLDOWN, settings.queue.first_retry / 2),
+            self._connect, cooldown=min(COOLDOWN, settings.queue.first_retry / 2)
         )
         self._pool.allow(facts.connections)
-        self._count = count
         self._attempts = Attempts(facts, self._pool, resolver)
-        self._flights: dict[str, _Flight] = {}
-        self._held = 0
-        self._tasks: asyncio.TaskGroup | None = None
-        self._draining = False
-        self._landed = asyncio.Event()
+        self._settler = Settler(
+            facts,
+            queue,
+            settings.queue,
+            clock,
+            chance,
+            self.hand_over,
+            self._queue_trouble,
+            count,
+        )
+        self._sweeper = Sweeper(queue, self._settler, settings.queue, self, clock)
+        self._traffic = Traffic(
+            facts=facts,
+            queue=queue,
+            sources=self._sources,
+            shares=shares or Shares(),
+            clock=clock,
+            fly=self._fly,
+            settle_failures=self._settler.settle_failures,
+        )
+        self._running = False
         self._ended = asyncio.Event()
-        self._look = asyncio.Event()
-        self._looks_at = math.inf
-        self._more_in_queue = False
-        self._source_problem = ""
         self._queue_problem = ""
+
+    # What others ask -------------------------------------------------------------------
 
     @property
     def problem(self) -> str:
         """Why mail does not flow now, for people; empty if it does."""
-        return self._queue_problem or self._source_problem
+        return self._queue_problem or self.held
+
+    @property
+    def held(self) -> str:
+        """Which address to send from is missing, for people; empty if none is."""
+        return "; ".join(dict.fromkeys(self._sources.held.values()))
+
+    @property
+    def held_since(self) -> float | None:
+        """Since when, seconds since the epoch."""
+        return self._sources.held_since
+
+    def resting(self) -> list[tuple[str, float, str]]:
+        """Return destinations that are down: name, until when, what was met."""
+        now = self._clock()
+        return sorted(
+            (lane.name, lane.pace.down_until, lane.pace.why.text)
+            for lane in self._traffic.lanes
+            if lane.pace.why is not None and lane.pace.down_until > now
+        )
 
     @property
     def in_flight(self) -> int:
-        """Messages being attempted."""
-        return len(self._flights)
+        """Messages in memory, ready or under way, once for each destination."""
+        return self._traffic.count
+
+    def is_flying(self, name: str, message_id: str) -> bool:
+        """Say whether a message is in flight at a destination."""
+        lane = self._traffic.lanes.find(name)
+        return lane is not None and message_id in lane.ids
+
+    def why(self, name: str) -> Outcome | None:
+        """Return why nothing is tried at a destination now; None if it may be."""
+        lane = self._traffic.lanes.find(name)
+        if self._traffic.is_local(name):
+            return None
+        if self._traffic.all_held() or (lane is not None and lane.held):
+            return say.deferred(451, "4.4.0", self.held)
+        if lane is not None and lane.closed(self._clock()):
+            return lane.pace.why
+        return None
 
     def update(self, facts: AgentFacts) -> None:
         """Use changed facts from the next attempt on.
@@ -181,21 +185,26 @@ class DeliveryAgent:
         sources = facts.sources or facts.addresses
         gone = (self._facts.addresses | facts.addresses) - sources
         self._facts = facts
+        self._settler.facts = facts
+        self._traffic.facts = facts
         self._pool.leave(map(str, gone), map(str, sources))
         self._attempts.update(facts)
         self._pool.allow(facts.connections)
+        self._sources.hurry()
+
+    async def left(self, addresses: AbstractSet[str]) -> None:
+        """Wait until no connection has one of these sources; cancelled, cut them."""
+        await self._pool.left(addresses)
 
     def hand_over(self, envelope: Envelope, body: Body) -> None:
         """Deliver a message that the queue has just accepted, without reading it again.
 
         If there is too much to do, the queue keeps it until its turn comes.
         """
-        if self._tasks is None or self._draining or envelope.id in self._flights:
-            return
-        if len(self._flights) >= MAX_IN_FLIGHT:
-            self._more_in_queue = True
-            return
-        self._start(fresh(envelope, body.size), body)
+        self._sweeper.arrived(envelope.received_at)
+        self._traffic.hand_over(envelope, body)
+
+    # From the beginning to the end -----------------------------------------------------
 
     async def run(self) -> None:
         """Deliver until ``drain`` is called.
@@ -203,168 +212,170 @@ class DeliveryAgent:
         Cancelling it cuts off what is in flight; the queue has it all.
         """
         self._ended.clear()
+        self._running = True
         try:
-            async with asyncio.TaskGroup() as self._tasks:
-                await self._watch_queue()
+            async with asyncio.TaskGroup() as tasks:
+                self._traffic.begin(tasks)
+                try:
+                    await self._watch_queue()
+                finally:
+                    self._traffic.end()
         finally:
-            self._tasks = None
-            await self._pool.close(QUIT_GRACE if self._draining else 0)
+            self._running = False
+            self._sources.close()
+            await self._pool.close(QUIT_GRACE if self._traffic.stopping else 0)
             self._ended.set()
-
-    async def left(self, addresses: AbstractSet[str]) -> None:
-        """Wait until no connection has one of these sources; cancelled, cut them."""
-        await self._pool.left(addresses)
 
     async def drain(self, grace: float) -> None:
         """Take nothing up any more, and end ``run``.
 
         Args:
-            grace: seconds for what is in flight to finish; then it is cut off, and the
+            grace: seconds for what is under way to finish; then it is cut off, and the
                 queue keeps it.
         """
-        self._draining = True
-        self._look.set()
-        if self._tasks is None:
+        traffic = self._traffic
+        traffic.stop()
+        if not self._running:
             return
         try:
             async with asyncio.timeout(grace):
-                while self._flights:
-                    self._landed.clear()
-                    await self._landed.wait()
+                while traffic.flying:
+                    traffic.something_landed.clear()
+                    await traffic.something_landed.wait()
         except TimeoutError:
-            for flight in list(self._flights.values()):
-                if flight.task is not None:
-                    flight.task.cancel()
+            for task in list(traffic.flying):
+                task.cancel()
         await self._ended.wait()
 
     # The queue -----------------------------------------------------------------------
 
     async def _watch_queue(self) -> None:
         pause = FIRST_PAUSE
-        while not self._draining:
-            self._look.clear()
-            # Until the answers are there, whatever becomes due is a reason to look.
-            self._looks_at = math.inf
+        look = self._traffic.look
+        while not self._traffic.stopping:
+            look.clear()
             try:
-                self._looks_at = await self._take_due()
+                wakes_at = await self._look_at_queue()
                 self._queue_problem, pause = "", FIRST_PAUSE
             except QueueUnavailable as error:
                 self._queue_trouble(error)
-                self._looks_at = self._clock() + pause
+                self._traffic.begin_again()
+                wakes_at = self._clock() + pause
                 pause = min(2 * pause, LONGEST_PAUSE)
-            wait = min(self._looks_at - self._clock(), LONGEST_LOOK_AWAY)
+            wait = min(wakes_at - self._clock(), LONGEST_LOOK_AWAY)
             try:
                 async with asyncio.timeout(wait):
-                    await self._look.wait()
+                    await look.wait()
             except TimeoutError:
                 pass
 
-    async def _take_due(self) -> float:
-        """Start what is due, as far as there is room; return when to look again."""
-        room = min(MAX_FROM_QUEUE - len(self._flights), BATCH)
-        self._more_in_queue = room <= 0
-        if room <= 0:
-            return math.inf
-        now = self._clock()
-        found = await self._queue.due(now, room, self._flights.keys())
-        for message in found:
-            # It may have been handed over since the question was asked.
-            if message.envelope.id not in self._flights and not self._draining:
-                self._start(message, None)
-        if len(found) == room:
-            return now
-        next_due = await self._queue.next_due(self._flights.keys())
-        return math.inf if next_due is None else next_due
+    async def _look_at_queue(self) -> float:
+        """Do what there is to do; return when there is something again."""
+        wakes_at = await self._traffic.take_up()
+        if self._sweeper.next <= self._clock():
+            await self._sweeper.sweep()
+        return min(wakes_at, self._sweeper.next)
+
+    def _sources_returned(self) -> None:
+        self._traffic.sources_returned()
 
     def _queue_trouble(self, error: QueueUnavailable) -> None:
         self._queue_problem = str(error)
         log.error("queue.unavailable", owner=self._facts.owner, problem=str(error))
 
-    # One message ---------------------------------------------------------------------
+    # One flight ----------------------------------------------------------------------
 
-    def _start(self, message: QueuedMessage, body: Body | None) -> None:
-        if self._tasks is None:
-            return
-        flight = _Flight(message, body)
-        if body is not None:
-            flight.held = len(body.head)
-            if self._held + flight.held > MAX_HELD:
-                flight.body, flight.held = None, 0
-            self._held += flight.held
-        self._flights[flight.id] = flight
-        flight.task = self._tasks.create_task(self._fly(flight))
-
-    async def _fly(self, flight: _Flight) -> None:
+    async def _fly(self, flight: Flight) -> None:
         try:
             await self._deliver(flight)
         except Exception:  # a fault of ours with one message must not stop the others
             log.exception("delivery.fault", owner=self._facts.owner, id=flight.id)
             # Nothing is settled, so it is due: without a pause it would go in a circle.
             await asyncio.sleep(LONGEST_PAUSE)
+            flight.lane.more = True
         finally:
-            self._land(flight)
+            self._traffic.landed(flight)
 
-    def _land(self, flight: _Flight) -> None:
-        del self._flights[flight.id]
-        self._held -= flight.held
-        room = len(self._flights) < MAX_FROM_QUEUE * 3 // 4
-        if flight.due_again < self._looks_at or (self._more_in_queue and room):
-            self._look.set()
-        self._landed.set()
+    async def _deliver(self, flight: Flight) -> None:
+        deliver = self._deliver_here if flight.lane.local else self._send
+        parts = due_at(flight.message, flight.lane.name, self._clock())
+        record = flight.record
+        for number, recipients in enumerate(parts, 1):
+            last = number == len(parts)
+            try:
+                outcomes = await deliver(flight, recipients)
+            except NotFound:
+                log.info("message.withdrawn", owner=self._facts.owner, id=flight.id)
+                outcomes, last = {}, True
+            except QueueUnavailable as error:
+                outcomes = say.for_all(recipients, say.trouble_here(error))
+            except Exception as error:  # deferred, it is tried again, ever more slowly
+                log.exception("delivery.fault", owner=self._facts.owner, id=flight.id)
+                outcomes = say.for_all(recipients, say.trouble_here(repr(error)))
+            down_until = self._learn(flight, outcomes)
+            held = any(each.not_an_attempt for each in outcomes.values())
+            if last or held:
+                record.flying -= 1
+            await self._settle(flight, outcomes, down_until)
+            if last or held:
+                return
+        record.flying -= 1
 
-    async def _deliver(self, flight: _Flight) -> None:
-        now = self._clock()
-        recipients = flight.message.recipients
-        groups = due_groups(recipients, now, self._facts.domains)
-        later = [r.next_attempt_at for r in recipients if r.next_attempt_at > now]
-        flight.due_again = min(later, default=math.inf)
-        flight.groups_left = len(groups)
-        if len(groups) == 1:
-            await self._deliver_group(flight, groups[0])
-            return
-        async with asyncio.TaskGroup() as tasks:
-            for group in groups:
-                tasks.create_task(self._deliver_group(flight, group))
-
-    async def _deliver_group(self, flight: _Flight, group: Group) -> None:
-        deliver = self._deliver_here if group.local else self._send
-        try:
-            outcomes = await deliver(flight, group)
-        except NotFound:
-            log.info("message.withdrawn", owner=self._facts.owner, id=flight.id)
-            return
-        except QueueUnavailable as error:
-            outcomes = say.for_all(group.recipients, say.trouble_here(error))
-        except Exception as error:  # deferred, it is tried again with growing waits
-            log.exception("delivery.fault", owner=self._facts.owner, id=flight.id)
-            outcomes = say.for_all(group.recipients, say.trouble_here(repr(error)))
-        flight.groups_left -= 1
-        await self._settle(flight, outcomes)
-
-    async def _body(self, flight: _Flight) -> Body:
-        if flight.body is not None:
-            return flight.body
-        _, body = await self._queue.load(flight.id)
-        return body
-
-    async def _send(self, flight: _Flight, group: Group) -> Outcomes:
-        outcomes = await self._attempts.attempt(
-            group.domain,
-            flight.message.envelope,
-            group.recipients,
-            partial(self._body, flight),
+    async def _settle(
+        self, flight: Flight, outcomes: Outcomes, down_until: float
+    ) -> None:
+        tried = {to: o for to, o in outcomes.items() if not o.not_an_attempt}
+        retry_at = await self._settler.settle(
+            flight.record, flight.message, tried, down_until
         )
-        for outcome in outcomes.values():
-            if outcome.not_an_attempt:
-                self._source_problem = outcome.text
-            elif outcome.source:
-                self._source_problem = ""
-        return outcomes
+        if not flight.lane.closed(self._clock()):
+            for at in retry_at.values():
+                self._traffic.due_again(at)
 
-    async def _deliver_here(self, flight: _Flight, group: Group) -> Outcomes:
-        body = await self._body(flight)
+    def _learn(self, flight: Flight, outcomes: Outcomes) -> float:
+        """Note what an attempt says of the destination; return until when it is down."""
+        lane = flight.lane
+        if lane.local or not outcomes:
+            return 0.0
+        if any(each.not_an_attempt for each in outcomes.values()):
+            lane.held = lane.more = True
+            self._traffic.unload(lane)
+            return 0.0
+        down = next((each for each in outcomes.values() if each.unreachable), None)
+        if down is None:
+            lane.pace.reached()
+            return 0.0
+        waits = (self._rules.first_retry, self._rules.longest_retry)
+        now, chance = self._clock(), self._chance()
+        if lane.pace.unreachable(flight.started_in, now, down, waits, chance):
+            log.info(
+                "destination.down",
+                owner=self._facts.owner,
+                destination=lane.name,
+                reason=down.text,
+                until=lane.pace.down_until,
+                failures=lane.pace.failures,
+            )
+            lane.more = True
+            self._traffic.unload(lane)
+            self._traffic.lanes.reopens(lane)
+            self._traffic.look.set()
+        return lane.pace.down_until
+
+    async def _send(self, flight: Flight, recipients: tuple[str, ...]) -> Outcomes:
+        return await self._attempts.attempt(
+            flight.lane.name,
+            flight.message.envelope,
+            recipients,
+            partial(self._settler.body, flight.record),
+        )
+
+    async def _deliver_here(
+        self, flight: Flight, recipients: tuple[str, ...]
+    ) -> Outcomes:
+        body = await self._settler.body(flight.record)
         outcomes: Outcomes = {}
-        for recipient in group.recipients:
+        for recipient in recipients:
             try:
                 outcomes[recipient] = await self._local_delivery(
                     recipient, body, flight.message.envelope
@@ -373,98 +384,17 @@ class DeliveryAgent:
                 outcomes[recipient] = say.trouble_here(error)
         return outcomes
 
-    # What became of it ---------------------------------------------------------------
-
-    async def _settle(self, flight: _Flight, outcomes: Outcomes) -> None:
-        """Put on disk what is known: failures with the last group, the rest now."""
-        decided = settlement(
-            flight.message, outcomes, self._clock(), self._rules, self._chance()
-        )
-        self._tell(flight, decided)
-        flight.due_again = min(flight.due_again, *decided.retry_at.values(), math.inf)
-        flight.failures |= say.of(decided.outcomes, Verdict.FAILED)
-        settled = say.of(decided.outcomes, Verdict.DELIVERED, Verdict.DEFERRED)
-        failures: Outcomes = {}
-        if not flight.groups_left:
-            failures = flight.failures
-            settled |= failures
-        if settled:
-            await self._record(flight, Settlement(settled, decided.retry_at), failures)
-
-    async def _record(
-        self, flight: _Flight, settled: Settlement, failures: Outcomes
-    ) -> None:
-        """Settle, whatever it takes: what was delivered must not be sent again."""
-        pause = FIRST_PAUSE
-        while True:
-            notices = await self._notices(flight, failures)
-            try:
-                await self._queue.settle(
-                    flight.id, settled.outcomes, settled.retry_at, notices
-                )
-                break
-            except NotFound:
-                log.info("message.withdrawn", owner=self._facts.owner, id=flight.id)
-                return
-            except QueueUnavailable as error:
-                self._queue_trouble(error)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
-        for envelope, body in notices:
-            self.hand_over(envelope, body)
-
-    async def _notices(
-        self, flight: _Flight, failures: Outcomes
-    ) -> Sequence[tuple[Envelope, Body]]:
-        """Return the notice for the sender, none if there is nobody to tell.
-
-        A message with the null reverse-path is such a notice itself (RFC 5321 section
-        4.5.5).
-        """
-        original = flight.message.envelope
-        if not failures or not original.sender:
-            return ()
-        now = self._clock()
-        notice_id = new_id(now, os.urandom(ENTROPY_BYTES))
-        notice = failure_notice(
-            notice_id=notice_id,
-            host=self._facts.name,
-            now=now,
-            original=original,
-            headers=await self._headers(flight),
-            failures=failures,
-        )
-        envelope = Envelope(
-            id=notice_id,
-            owner=original.owner,
-            sender="",
-            recipients=(original.sender,),
-            received_at=now,
-            eight_bit=notice.smtputf8,
-            smtputf8=notice.smtputf8,
-        )
-        return ((envelope, Body(notice.content)),)
-
-    async def _headers(self, flight: _Flight) -> bytes:
-        """Return the message's header block; nothing if it cannot be read now."""
+    async def _connect(
+        self, hop: Hop, on_gone: Callable[[Connection], None]
+    ) -> Connection:
         try:
-            body = await self._body(flight)
-            if body.file is None:
-                return header_block(body.chunks())
-            return await asyncio.to_thread(lambda: header_block(body.chunks()))
-        except (QueueUnavailable, NotFound):
-            return b""
-
-    def _tell(self, flight: _Flight, decided: Settlement) -> None:
-        for recipient, outcome in decided.outcomes.items():
-            self._count(outcome, flight.message.size)
-            log.info(
-                _EVENTS[outcome.verdict],
-                owner=self._facts.owner,
-                id=flight.id,
-                recipient=recipient,
-                reply=f"{outcome.reply_code} {outcome.enhanced} {outcome.text}",
-                remote=outcome.remote,
-                source=outcome.source,
-                next_attempt_at=decided.retry_at.get(recipient),
+            return await connect(
+                hop, self._facts, self._sources, self._settings.smtp, on_gone
             )
+        except MISSING as error:
+            self._sources.lost(hop.family, error)
+            raise
+
+
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()

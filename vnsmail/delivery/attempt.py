@@ -11,7 +11,7 @@ other family. Every attempt ends with one outcome for each recipient.
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from vnsmail.delivery import outcomes as say
@@ -158,7 +158,11 @@ class Attempts:
             self._pool.release(connection)
         remote, source = str(connection.hop), connection.source
         outcomes = {
-            to: say.from_reply(result.replies[to], remote, source) for to in recipients
+            to: replace(
+                say.from_reply(result.replies[to], remote, source),
+                contact=result.contact,
+            )
+            for to in recipients
         }
         return _Said(outcomes, body_sent=result.body_sent)
 

@@ -13,7 +13,8 @@ import ipaddress
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Protocol, cast
 
 from vnsmail.broker.client import SourceSocket
@@ -21,7 +22,7 @@ from vnsmail.delivery import outcomes as say
 from vnsmail.delivery.facts import AgentFacts
 from vnsmail.delivery.route import Hop
 from vnsmail.errors import SourceUnavailable, VnsmailError
-from vnsmail.model import Family, Outcome
+from vnsmail.model import Contact, Family, Outcome
 from vnsmail.queue.body import Body
 from vnsmail.settings import SmtpSettings
 from vnsmail.smtp.client_session import (
@@ -73,6 +74,7 @@ class Result:
     """The last reply for each recipient."""
     body_sent: bool
     """The body was sent whole; if the connection broke, who knows (RFC 1047)."""
+    contact: Contact
 
 
 class Connection(asyncio.Protocol):
@@ -88,6 +90,8 @@ class Connection(asyncio.Protocol):
         self.hop = hop
         self.source = ""
         """Its own address, as getsockname(2) gave it."""
+        self.contact = Contact("", 0, helo, hop.name, str(hop.address), timeouts.port)
+        self._body_at = 0.0
         self.transactions = 0
         self.gone = asyncio.get_running_loop().create_future()
         self._timeouts = timeouts
@@ -123,7 +127,9 @@ class Connection(asyncio.Protocol):
             case Ready():
                 return
             case Refused(reply=reply):
-                outcome = say.from_reply(reply, str(self.hop), self.source)
+                outcome = say.unwelcome(
+                    say.from_reply(reply, str(self.hop), self.source)
+                )
                 if outcome.reply_code < 400:
                     outcome = say.connection_failed(reply.text, str(self.hop))
             case event:
@@ -138,16 +144,31 @@ class Connection(asyncio.Protocol):
             SmtpProtocolError: the body cannot be sent; the connection is cut.
         """
         self.transactions += 1
+        began = perf_counter()
+        self._body_at = 0.0
         try:
             event, body_sent = await self._dialogue(transaction, body)
         except BaseException:
             self.abort()
             raise
+        contact = self._contact(began)
         if isinstance(event, TransactionFinished):
             replies = {to: self._explained(r) for to, r in event.recipients.items()}
-            return Result(replies, body_sent)
+            return Result(replies, body_sent, contact)
         broken = Reply(421, (self._broken(event),), LOST)
-        return Result(dict.fromkeys(transaction.recipients, broken), body_sent)
+        replies = dict.fromkeys(transaction.recipients, broken)
+        return Result(replies, body_sent, contact)
+
+    def _contact(self, began: float) -> Contact:
+        """Return the facts of this transaction; who made the connection tells of it."""
+        now = perf_counter()
+        contact = replace(
+            self.contact,
+            data=now - self._body_at if self._body_at else 0.0,
+            total=now - began + self.contact.connect + self.contact.hello,
+        )
+        self.contact = replace(self.contact, connect=0.0, hello=0.0)
+        return contact
 
     def quit(self) -> None:
         """Say QUIT and let the connection end; nobody waits for it but ``gone``."""
@@ -256,6 +277,7 @@ class Connection(asyncio.Protocol):
 
     async def _send_body(self, body: Body) -> bool:
         """Send a body; False if the remote had its last word before the end."""
+        self._body_at = perf_counter()
         self._silence.limit(self._timeouts.command_timeout)
         chunks = body.chunks()
         while True:
@@ -367,11 +389,16 @@ async def connect(
         BrokerGone, BrokerRefused: there is no socket.
         ConnectionFailed: the hop does not answer, or does not want us.
     """
+    began = perf_counter()
     source = await sockets.connectable(facts.owner, hop.family)
     connection = Connection(hop, facts.name, settings, on_gone)
     try:
         await _connect(source, hop, settings)
-        connection.source = _checked_source(source)
+        connected = perf_counter()
+        connection.source, port = _checked_source(source)
+        connection.contact = replace(
+            connection.contact, source=connection.source, source_port=port
+        )
         await asyncio.get_running_loop().create_connection(
             lambda: connection, sock=source.sock
         )
@@ -393,6 +420,9 @@ async def connect(
         raise
     try:
         await connection.ready()
+        connection.contact = replace(
+            connection.contact, connect=connected - began, hello=perf_counter() - connected
+        )
     except ConnectionFailed:
         connection.quit()
         raise
@@ -410,13 +440,14 @@ async def _connect(source: SourceSocket, hop: Hop, settings: SmtpSettings) -> No
         )
 
 
-def _checked_source(source: SourceSocket) -> str:
-    """Return the address that a connected socket has by what the kernel says.
+def _checked_source(source: SourceSocket) -> tuple[str, int]:
+    """Return the address and port that a connected socket has by what the kernel says.
 
     Raises:
         SourceUnavailable: it is not the one the broker bound.
     """
-    actual = ipaddress.ip_address(source.sock.getsockname()[0])
+    name = source.sock.getsockname()
+    actual = ipaddress.ip_address(name[0])
     if source.source is not None and actual != ipaddress.ip_address(source.source):
         raise SourceUnavailable(
             source.owner,
@@ -424,4 +455,4 @@ def _checked_source(source: SourceSocket) -> str:
             errno.EADDRNOTAVAIL,
             f"the kernel chose {actual} instead",
         )
-    return str(actual)
+    return str(actual), int(name[1])

@@ -6,6 +6,7 @@ person can do where there is something to do.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TypeAlias
 
 from vnsmail.errors import ResolveError, VnsmailError
@@ -60,12 +61,17 @@ def trouble_here(error: object) -> Outcome:
 def unresolved(error: ResolveError) -> Outcome:
     """Return the outcome when DNS could not say where a domain's mail goes."""
     if error.temporary:
-        return deferred(451, "4.4.3", str(error))
+        return replace(deferred(451, "4.4.3", str(error)), unreachable=True)
     return failed(550, "5.1.2", str(error))
 
 
 def connection_failed(problem: str, remote: str) -> Outcome:
-    return deferred(421, "4.4.1", problem, remote)
+    return replace(deferred(421, "4.4.1", problem, remote), unreachable=True)
+
+
+def unwelcome(outcome: Outcome) -> Outcome:
+    """Return what a server said that does not want us, whatever the message."""
+    return replace(outcome, unreachable=outcome.verdict is Verdict.DEFERRED)
 
 
 def expired(last: Outcome, lifetime: float) -> Outcome:

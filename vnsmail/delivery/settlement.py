@@ -4,33 +4,18 @@ Rules of this file: values only; the clock and the dice are the caller's. Recipi
 that were deferred together are due together again, so that they share a transaction.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vnsmail.delivery import outcomes as say
 from vnsmail.delivery.outcomes import Outcomes
 from vnsmail.model import Envelope, Outcome, Verdict
-from vnsmail.queue.envelope import QueuedMessage, QueuedRecipient
+from vnsmail.queue.envelope import QueuedMessage, QueuedRecipient, destination
 from vnsmail.queue.schedule import retry_at
 from vnsmail.settings import QueueSettings
 
-SOURCE_RETRY = 30.0
-"""Seconds at most until the next try when only the source was missing: to ask the
-broker costs nobody else anything, and mail should flow soon after a repair."""
-
 MAX_RECIPIENTS = 100
 """Recipients a transaction; every server takes that many (RFC 5321 4.5.3.1.8)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Recipients of one message that are attempted together."""
-
-    domain: str
-    """Where they are, in lower case; empty for recipients without a domain."""
-    local: bool
-    recipients: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,27 +35,16 @@ def fresh(envelope: Envelope, size: int) -> QueuedMessage:
     return QueuedMessage(envelope, size, recipients)
 
 
-def domain_of(recipient: str) -> str:
-    return recipient.rpartition("@")[2].lower() if "@" in recipient else ""
-
-
-def due_groups(
-    recipients: Iterable[QueuedRecipient], now: float, local_domains: AbstractSet[str]
-) -> list[Group]:
-    """Return the recipients that are due, grouped by domain.
-
-    A recipient without a domain is here: only "postmaster" is written so (RFC 5321
-    section 4.5.1).
-    """
-    by_domain: dict[str, list[str]] = {}
-    for recipient in recipients:
-        if recipient.next_attempt_at <= now:
-            address = recipient.address
-            by_domain.setdefault(domain_of(address), []).append(address)
+def due_at(message: QueuedMessage, name: str, now: float) -> list[tuple[str, ...]]:
+    """Return the recipients at a destination that are due, a transaction each."""
+    addresses = [
+        each.address
+        for each in message.recipients
+        if each.next_attempt_at <= now and destination(each.address) == name
+    ]
     return [
-        Group(domain, not domain or domain in local_domains, part)
-        for domain, addresses in by_domain.items()
-        for part in _parts(addresses)
+        tuple(addresses[start : start + MAX_RECIPIENTS])
+        for start in range(0, len(addresses), MAX_RECIPIENTS)
     ]
 
 
@@ -80,6 +54,7 @@ def settlement(
     now: float,
     rules: QueueSettings,
     jitter: float,
+    down_until: float = 0.0,
 ) -> Settlement:
     """Return what to tell the queue: deferred recipients get a time, or are given up.
 
@@ -89,6 +64,8 @@ def settlement(
         now: seconds since the epoch.
         rules: waits and lifetime.
         jitter: 0 to 1, random.
+        down_until: when the destination is asked again, where it is what failed; the
+            wait is that of the destination then, and not the message's own.
     """
     attempted = {each.address: each.attempts for each in message.recipients}
     decided: Outcomes = {}
@@ -97,27 +74,19 @@ def settlement(
         decided[address] = outcome
         if outcome.verdict is not Verdict.DEFERRED:
             continue
-        waits = (rules.first_retry, rules.longest_retry)
-        attempts = attempted[address] + 1
-        if outcome.not_an_attempt:
-            attempts -= 1
-            waits = (min(SOURCE_RETRY, waits[0]), min(SOURCE_RETRY, waits[1]))
         at = retry_at(
-            attempts,
+            attempted[address] + 1,
             now,
             message.envelope.received_at,
-            first_retry=waits[0],
-            longest_retry=waits[1],
+            first_retry=rules.first_retry,
+            longest_retry=rules.longest_retry,
             lifetime=rules.lifetime,
             jitter=jitter,
         )
+        if at is not None and outcome.unreachable and down_until > now:
+            at = min(down_until, message.envelope.received_at + rules.lifetime)
         if at is None:
             decided[address] = say.expired(outcome, rules.lifetime)
         else:
             times[address] = at
     return Settlement(decided, times)
-
-
-def _parts(addresses: Sequence[str]) -> Iterable[tuple[str, ...]]:
-    for start in range(0, len(addresses), MAX_RECIPIENTS):
-        yield tuple(addresses[start : start + MAX_RECIPIENTS])

@@ -1,4 +1,4 @@
-"""Delivery status notifications: the message that says what could not be delivered.
+"""Delivery status notifications: the message that says what became of another.
 
 RFC 3464 in the multipart/report of RFC 6522; RFC 6533 where an address needs
 SMTPUTF8. Pure: the same facts, time and id give the same bytes.
@@ -15,11 +15,15 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 
 from vnsmail.model import Envelope, Outcome
 
 MAX_HEADERS = 64 * 1024
 """Bytes of the original's header block that are returned, at most."""
+
+MAX_FULL = 1024 * 1024
+"""Bytes of a message that is returned whole; of a larger one, the header block is."""
 
 MAX_SAID = 2000
 """Characters quoted of one answer; a remote may send 512 lines."""
@@ -29,10 +33,39 @@ _WIDTH = 76
 _SEVEN_BIT = re.compile(rb"(?:[\t\x20-\x7e]{0,998}\r\n)*")
 """RFC 2045 section 2.7, with the line length of RFC 5322 section 2.1.1."""
 
+_HEX_CHAR = re.compile(r"\+([0-9A-F]{2})")
+
 _MESSAGE_ID = re.compile(
     rb"^message-id:[ \t]*(?:\r\n[ \t]+)?(<[!-;=?-~]{1,250}>)[ \t]*\r$",
     re.IGNORECASE | re.MULTILINE,
 )
+
+
+class Action(StrEnum):
+    """What became of a recipient (RFC 3464 section 2.3.3)."""
+
+    FAILED = "failed"
+    DELAYED = "delayed"
+    DELIVERED = "delivered"
+    RELAYED = "relayed"
+    """Given to a server that tells nobody of success."""
+
+
+_SUBJECTS = {
+    Action.FAILED: "Your message could not be delivered",
+    Action.DELAYED: "Your message is late",
+    Action.DELIVERED: "Your message was delivered",
+    Action.RELAYED: "Your message was passed on",
+}
+
+_SENTENCES = {
+    Action.FAILED: "could not be delivered to {whom}. It will not be tried again.",
+    Action.DELAYED: "could not be delivered to {whom} yet. It is tried again until\n"
+    "{until}; you need not send it again.",
+    Action.DELIVERED: "was delivered to {whom}.",
+    Action.RELAYED: "was passed on to the mail system of {whom},\n"
+    "which does not say whether it has been delivered.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +75,23 @@ class Notice:
     content: bytes
     smtputf8: bool
     """An address in it needs SMTPUTF8 (RFC 6531)."""
+    eight_bit: bool = False
+    """It has octets beyond 7 bits (RFC 6152)."""
 
 
-def failure_notice(
+def report(
     *,
     notice_id: str,
     host: str,
     now: float,
     original: Envelope,
-    headers: bytes,
-    failures: Mapping[str, Outcome],
+    returned: bytes,
+    told: Mapping[str, Outcome],
+    action: Action,
+    full: bool = False,
+    until: float = 0.0,
 ) -> Notice:
-    """Return the notice that recipients could not be reached, for the sender.
+    """Return the notice of what became of recipients, for the sender.
 
     Its reverse-path must be the null one (RFC 3464 section 2), so that it is never
     answered by another notice.
@@ -62,24 +100,38 @@ def failure_notice(
         notice_id: queue id of the notice.
         host: name of the host that reports, in whose domain the Message-ID lies.
         now: seconds since the epoch.
-        original: envelope of the message that failed; its sender is not empty.
-        headers: header block of that message, as ``header_block`` returns it.
-        failures: what was said, by recipient.
+        original: envelope of the message it is about; its sender is not empty.
+        returned: header block of that message, as ``header_block`` returns it.
+        told: what was said, by recipient.
+        action: what became of all of them.
+        full: ``returned`` is the whole message (RET=FULL, RFC 3461 section 4.3).
+        until: when it is given up, seconds since the epoch; of delayed ones only.
     """
-    utf8 = not all(map(str.isascii, (original.sender, *failures)))
-    text, status = (
-        _text(host, original, failures),
-        _status(host, now, original, failures),
-    )
+    addresses = (original.sender, *told, *(_orcpt(original, to)[1] for to in told))
+    utf8 = not all(map(str.isascii, addresses))
+    facts = _Facts(notice_id, host, now, original, told, action, until)
     parts = [
-        _head(notice_id, host, now, original, headers, utf8=utf8),
-        _part("text/plain; charset=utf-8", text, utf8=utf8),
-        _part(f"message/{_kind(utf8=utf8)}", status, utf8=utf8),
-        _returned(headers, utf8=utf8),
+        _head(facts, returned, utf8=utf8),
+        _part("text/plain; charset=utf-8", _text(facts, full=full), utf8=utf8),
+        _part(f"message/{_kind(utf8=utf8)}", _status(facts), utf8=utf8),
+        _whole(returned, utf8=utf8) if full else _returned(returned, utf8=utf8),
     ]
     opening = f"\r\n--{_boundary(notice_id)}\r\n".encode()
     content = opening.join(parts) + f"\r\n--{_boundary(notice_id)}--\r\n".encode()
-    return Notice(content, utf8)
+    return Notice(content, utf8, eight_bit=not content.isascii())
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What a notice says."""
+
+    notice_id: str
+    host: str
+    now: float
+    original: Envelope
+    told: Mapping[str, Outcome]
+    action: Action
+    until: float
 
 
 def header_block(chunks: Iterable[bytes]) -> bytes:
@@ -102,30 +154,22 @@ def header_block(chunks: Iterable[bytes]) -> bytes:
     return found[: found.rfind(b"\r\n") + 2] if b"\r\n" in found else b""
 
 
-def _head(
-    notice_id: str,
-    host: str,
-    now: float,
-    original: Envelope,
-    headers: bytes,
-    *,
-    utf8: bool,
-) -> bytes:
+def _head(facts: _Facts, returned: bytes, *, utf8: bool) -> bytes:
     lines = [
-        f"Date: {_date(now)}",
-        f"From: Mail Delivery <postmaster@{host}>",
-        f"To: <{original.sender}>",
-        "Subject: Your message could not be delivered",
-        f"Message-ID: <{notice_id}@{host}>",
+        f"Date: {_date(facts.now)}",
+        f"From: Mail Delivery <postmaster@{facts.host}>",
+        f"To: <{facts.original.sender}>",
+        f"Subject: {_SUBJECTS[facts.action]}",
+        f"Message-ID: <{facts.notice_id}@{facts.host}>",
     ]
-    if message_id := _message_id(headers):
+    if message_id := _message_id(returned):
         # RFC 3834 section 3.1.6.
         lines += [f"In-Reply-To: {message_id}", f"References: {message_id}"]
     lines += [
         "Auto-Submitted: auto-replied",
         "MIME-Version: 1.0",
         f"Content-Type: multipart/report; report-type={_kind(utf8=utf8)};",
-        f'\tboundary="{_boundary(notice_id)}"',
+        f'\tboundary="{_boundary(facts.notice_id)}"',
     ]
     if utf8:
         lines.append("Content-Transfer-Encoding: 8bit")
@@ -141,42 +185,44 @@ def _kind(*, utf8: bool) -> str:
     return "global-delivery-status" if utf8 else "delivery-status"
 
 
-def _text(
-    host: str, original: Envelope, failures: Mapping[str, Outcome]
-) -> Sequence[str]:
-    whom = "one recipient" if len(failures) == 1 else f"{len(failures)} recipients"
+def _text(facts: _Facts, *, full: bool) -> Sequence[str]:
+    count = len(facts.told)
+    whom = "one recipient" if count == 1 else f"{count} recipients"
+    sentence = _SENTENCES[facts.action].format(whom=whom, until=_date(facts.until))
     lines = [
-        f"This is the mail system at {host}.",
+        f"This is the mail system at {facts.host}.",
         "",
-        f"Your message of {_date(original.received_at)}",
-        f"could not be delivered to {whom}. It will not be tried again.",
+        f"Your message of {_date(facts.original.received_at)}",
+        *sentence.split("\n"),
     ]
-    for recipient, outcome in failures.items():
+    for recipient, outcome in facts.told.items():
         lines += ["", f"<{recipient}>"]
         if outcome.remote:
             lines.append(f"  {outcome.remote} answered:")
         lines += textwrap.wrap(
             _said(outcome), _WIDTH, initial_indent="    ", subsequent_indent="    "
         )
-    lines += ["", "The header of your message is attached."]
-    return lines
+    attached = "Your message" if full else "The header of your message"
+    return [*lines, "", f"{attached} is attached."]
 
 
-def _status(
-    host: str, now: float, original: Envelope, failures: Mapping[str, Outcome]
-) -> Sequence[str]:
+def _status(facts: _Facts) -> Sequence[str]:
     """Return the fields of RFC 3464 sections 2.2 and 2.3."""
-    lines = [
-        f"Reporting-MTA: dns; {host}",
-        f"Arrival-Date: {_date(original.received_at)}",
+    lines = []
+    if facts.original.envid:
+        lines.append(f"Original-Envelope-Id: {_from_xtext(facts.original.envid)}")
+    lines += [
+        f"Reporting-MTA: dns; {facts.host}",
+        f"Arrival-Date: {_date(facts.original.received_at)}",
     ]
-    for recipient, outcome in failures.items():
-        # RFC 6533 section 3: the type utf-8 is for addresses that are not ASCII.
-        kind = "rfc822" if recipient.isascii() else "utf-8"
+    for recipient, outcome in facts.told.items():
+        kind, address = _orcpt(facts.original, recipient)
+        lines.append("")
+        if address:
+            lines.append(f"Original-Recipient: {kind}; {address}")
         lines += [
-            "",
-            f"Final-Recipient: {kind}; {recipient}",
-            "Action: failed",
+            f"Final-Recipient: {_type_of(recipient)}; {recipient}",
+            f"Action: {facts.action}",
             f"Status: {outcome.enhanced}",
         ]
         if outcome.remote:
@@ -189,8 +235,26 @@ def _status(
             subsequent_indent="\t",
             break_on_hyphens=False,
         )
-        lines.append(f"Last-Attempt-Date: {_date(now)}")
+        lines.append(f"Last-Attempt-Date: {_date(facts.now)}")
+        if facts.action is Action.DELAYED:
+            lines.append(f"Will-Retry-Until: {_date(facts.until)}")
     return lines
+
+
+def _type_of(address: str) -> str:
+    # RFC 6533 section 3: the type utf-8 is for addresses that are not ASCII.
+    return "rfc822" if address.isascii() else "utf-8"
+
+
+def _orcpt(original: Envelope, recipient: str) -> tuple[str, str]:
+    """Return type and address of the original recipient; empty if none was given."""
+    kind, _, text = original.request(recipient).orcpt.partition(";")
+    return kind, _from_xtext(text)
+
+
+def _from_xtext(text: str) -> str:
+    """Return what xtext stands for (RFC 3461 section 4); what is none stays as it is."""
+    return _HEX_CHAR.sub(lambda found: chr(int(found[1], 16)), text)
 
 
 def _said(outcome: Outcome) -> str:
@@ -213,6 +277,13 @@ def _returned(headers: bytes, *, utf8: bool) -> bytes:
     return (
         f"Content-Type: {kind}\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n"
     ).encode() + b"\r\n".join(map(_quoted_printable, headers.split(b"\r\n")))
+
+
+def _whole(message: bytes, *, utf8: bool) -> bytes:
+    """Return the part with the original message, byte for byte."""
+    kind = "message/global" if utf8 else "message/rfc822"
+    encoding = "" if message.isascii() else "Content-Transfer-Encoding: 8bit\r\n"
+    return f"Content-Type: {kind}\r\n{encoding}\r\n".encode() + message
 
 
 def _quoted_printable(line: bytes) -> bytes:

@@ -4,6 +4,7 @@ Rules of this file: values only. The envelope itself is vnsmail.model.Envelope.
 """
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from vnsmail.model import Envelope, Outcome
 
@@ -40,6 +41,15 @@ def is_id(text: str) -> bool:
     return len(text) == _TIME_DIGITS + _ENTROPY_DIGITS and not set(text) - set(_DIGITS)
 
 
+def destination(address: str) -> str:
+    """Return the domain of an address, in lower case; empty if it has none.
+
+    A recipient without a domain is here: only "postmaster" is written so (RFC 5321
+    section 4.5.1).
+    """
+    return address.rpartition("@")[2].lower() if "@" in address else ""
+
+
 def _digits(number: int, count: int) -> str:
     return "".join(
         _DIGITS[number >> 5 * place & 31] for place in range(count - 1, -1, -1)
@@ -69,6 +79,35 @@ class QueuedMessage:
     """Bytes of the body."""
     recipients: tuple[QueuedRecipient, ...]
     """All that are left, due or not; the same as those of the envelope."""
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A message that is due at one destination."""
+
+    destination: str
+    message: QueuedMessage
+
+
+Place: TypeAlias = tuple[str, int]
+"""Where a walk through a queue is: destination and priority."""
+
+START: Place = ("", -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """What a walk through the destinations of a queue found."""
+
+    due: list[Due]
+    next_due: float
+    """When something more is due where all that is due was taken; infinity if never."""
+    more: frozenset[str]
+    """Destinations with more that is due than was asked for."""
+    went_on_at: Place | None
+    """Where the next walk goes on; None if this one came to the end."""
+    visited: int
+    """Places seen, a measure of what it cost."""
 
 
 @dataclass(frozen=True, slots=True)

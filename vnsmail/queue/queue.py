@@ -24,7 +24,13 @@ from vnsmail import log
 from vnsmail.errors import QueueUnavailable
 from vnsmail.model import Envelope, Outcome, Verdict
 from vnsmail.queue.body import Body
-from vnsmail.queue.envelope import QueueCounts, QueuedMessage, QueuedRecipient
+from vnsmail.queue.envelope import (
+    Place,
+    QueueCounts,
+    QueuedMessage,
+    QueuedRecipient,
+    Walk,
+)
 from vnsmail.queue.store import Accept, Change, QueueStore, Settle, accepts, sync_body
 
 __all__ = ["Queue", "QueueCounts", "QueuedMessage", "QueuedRecipient"]
@@ -37,6 +43,9 @@ REST_AFTER = 30.0
 
 BATCH_BYTES = 8 * 1024 * 1024
 """Bytes of bodies in rows a transaction, so that the write-ahead log stays small."""
+
+WALK_MESSAGES, WALK_PLACES = 200, 2000
+"""Messages found, or destinations seen, after which a walk lets others have the file."""
 
 Messages: TypeAlias = list[QueuedMessage]
 
@@ -119,6 +128,8 @@ class Queue:
         outcomes: Mapping[str, Outcome],
         retry_at: Mapping[str, float],
         accept: Sequence[tuple[Envelope, Body]] = (),
+        *,
+        warned: bool = False,
     ) -> None:
         """Record what became of recipients, and add messages, in one transaction.
 
@@ -131,6 +142,7 @@ class Queue:
             retry_at: for every deferred recipient, seconds since the epoch.
             accept: messages to add, such as a delivery status notification. Their
                 bodies belong to the queue from here on, also if this fails.
+            warned: one of those tells the sender that the message is late.
 
         Raises:
             NotFound: no such message or recipient; nothing is changed.
@@ -143,7 +155,7 @@ class Queue:
         await self._sync_bodies([body for _, body in accept])
         added = tuple(Accept(envelope, body) for envelope, body in accept)
         await self._change(
-            Settle(message_id, dict(outcomes), dict(retry_at), added),
+            Settle(message_id, dict(outcomes), dict(retry_at), added, warned),
         )
 
     async def _sync_bodies(self, bodies: Sequence[Body]) -> None:
@@ -172,29 +184,45 @@ class Queue:
 
     # Questions ------------------------------------------------------------------
 
-    async def due(
-        self, now: float, limit: int, excluding: AbstractSet[str]
-    ) -> Messages:
-        """Return messages with a recipient due by ``now``, the longest due first.
+    async def walk(
+        self,
+        now: float,
+        after: Place,
+        room: Callable[[str], int],
+        excluding: Mapping[str, AbstractSet[str]],
+        limits: tuple[int, int] = (WALK_MESSAGES, WALK_PLACES),
+    ) -> Walk:
+        """Return messages that are due, some of each destination.
 
-        A message comes with all recipients that are left, also those not due yet.
+        Within a destination high priority comes first, then the longest due. A message
+        comes with all recipients that are left, also those not due yet.
 
         Args:
             now: seconds since the epoch.
-            limit: how many at the most.
-            excluding: queue ids to leave out: those in flight.
+            after: where the last walk went on, or START.
+            room: how many messages of a destination are wanted; called in a thread.
+            excluding: queue ids to leave out, by destination: those in flight.
+            limits: messages and places after which the walk pauses.
+        """
+        return await self._ask(
+            lambda: self._store.walk(now, after, room, excluding, limits)
+        )
+
+    async def due_in(
+        self, destination: str, now: float, limit: int, excluding: AbstractSet[str]
+    ) -> tuple[Messages, float]:
+        """Return messages due at one destination, and when something more is due.
+
+        The time is infinity if nothing waits for one later than ``now``.
         """
         kept_out = frozenset(excluding)
-        return await self._ask(lambda: self._store.due(now, limit, kept_out))
+        return await self._ask(
+            lambda: self._store.due_in(destination, now, limit, kept_out)
+        )
 
-    async def next_due(self, excluding: AbstractSet[str] = frozenset()) -> float | None:
-        """Return when the next recipient is due, None if none waits.
-
-        Args:
-            excluding: queue ids to leave out: those in flight.
-        """
-        kept_out = frozenset(excluding)
-        return await self._ask(lambda: self._store.next_due(kept_out))
+    async def aged(self, before: str, after: str, limit: int) -> list[tuple[str, bool]]:
+        """Return queue ids between two, oldest first, and if the sender was warned."""
+        return await self._ask(lambda: self._store.aged(before, after, limit))
 
     async def load(self, message_id: str) -> tuple[QueuedMessage, Body]:
         """Return a message with its body.

@@ -39,7 +39,18 @@ def retry_at(
     gives_up_at = received_at + lifetime
     if now >= gives_up_at:
         return None
-    doublings = min(max(attempts - 1, 0), _MANY)
-    wait = min(first_retry * 2.0**doublings, longest_retry)
-    wait *= 1 + JITTER * (2 * jitter - 1)
+    wait = backoff(attempts, first_retry, longest_retry, jitter)
     return min(now + wait, gives_up_at)
+
+
+def backoff(attempts: int, first: float, longest: float, jitter: float) -> float:
+    """Return the seconds to wait after so many attempts in vain.
+
+    Args:
+        attempts: the one that just failed among them.
+        first: seconds after the first.
+        longest: seconds no wait is longer than, but for the jitter.
+        jitter: where in the range of the jitter to fall, 0 to 1; random.
+    """
+    doublings = min(max(attempts - 1, 0), _MANY)
+    return min(first * 2.0**doublings, longest) * (1 + JITTER * (2 * jitter - 1))

@@ -40,8 +40,9 @@ leave it; one process at a time has a queue open, by a lock that dies with the p
 
 import contextlib
 import fcntl
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ from vnsmail import database, log
 from vnsmail.errors import QueueUnavailable, VnsmailError
 from vnsmail.model import Envelope, Outcome
 from vnsmail.queue.body import INCOMING, Body
-from vnsmail.queue.envelope import QueueCounts, QueuedMessage
+from vnsmail.queue.envelope import Place, QueueCounts, QueuedMessage, Walk
 from vnsmail.queue.tables import MIGRATIONS, SCHEMA, VERSION, Refused, Tables
 
 DATABASE = "queue.db"
@@ -90,6 +91,8 @@ class Settle:
     retry_at: Mapping[str, float]
     """Seconds since the epoch, for every recipient that is deferred."""
     accept: tuple[Accept, ...] = ()
+    warned: bool = False
+    """One of the messages added tells the sender that this one is late."""
 
 
 Change = Accept | Settle
@@ -356,22 +359,42 @@ class QueueStore:
             return
         if self._tables.settle(change.message_id, change.outcomes, change.retry_at):
             yield self._bodies / change.message_id
+        if change.warned:
+            self._tables.set_warned(change.message_id)
         for accept in change.accept:
             self._tables.insert(accept.envelope, accept.body)
 
     # Questions ------------------------------------------------------------------
 
-    def due(
-        self, now: float, limit: int, excluding: AbstractSet[str]
-    ) -> list[QueuedMessage]:
-        """Return messages with a recipient due by ``now``, the longest due first."""
+    def walk(
+        self,
+        now: float,
+        after: Place,
+        room: Callable[[str], int],
+        excluding: Mapping[str, AbstractSet[str]],
+        limits: tuple[int, int],
+    ) -> Walk:
+        """Return what is due by ``now``; see Queue.walk."""
         with self._in_our_words():
-            return [] if self._is_empty() else self._awake().due(now, limit, excluding)
+            if self._is_empty():
+                return Walk([], math.inf, frozenset(), None, 0)
+            return self._awake().walk(now, after, room, excluding, limits)
 
-    def next_due(self, excluding: AbstractSet[str] = frozenset()) -> float | None:
-        """Return when the next recipient is due, None if none waits."""
+    def due_in(
+        self, destination: str, now: float, limit: int, excluding: AbstractSet[str]
+    ) -> tuple[list[QueuedMessage], float]:
+        """Return what is due at a destination; see Queue.due_in."""
         with self._in_our_words():
-            return None if self._is_empty() else self._awake().next_due(excluding)
+            if self._is_empty():
+                return [], math.inf
+            return self._awake().due_in(destination, now, limit, excluding)
+
+    def aged(self, before: str, after: str, limit: int) -> list[tuple[str, bool]]:
+        """Return ids between two, and whether the sender was warned."""
+        with self._in_our_words():
+            if self._is_empty():
+                return []
+            return self._awake().aged(before, after, limit)
 
     def load(self, message_id: str) -> tuple[QueuedMessage, Body]:
         """Return a message with its body.

@@ -5,18 +5,36 @@ are those of queue/store.py; errors are apsw's, and ``Refused`` for one change t
 cannot be made while the others of its batch can.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import apsw
 import msgspec
 
 from vnsmail.errors import AlreadyQueued, NotFound, QueueUnavailable, VnsmailError
-from vnsmail.model import DsnRequest, Envelope, Notify, Outcome, Owner, Ret, Verdict
+from vnsmail.model import (
+    DsnRequest,
+    Envelope,
+    Notify,
+    Outcome,
+    Owner,
+    Priority,
+    Ret,
+    Verdict,
+)
 from vnsmail.queue.body import Body
-from vnsmail.queue.envelope import QueueCounts, QueuedMessage, QueuedRecipient
+from vnsmail.queue.envelope import (
+    Due,
+    Place,
+    QueueCounts,
+    QueuedMessage,
+    QueuedRecipient,
+    Walk,
+    destination,
+)
 
 VERSION = 2
 
@@ -32,8 +50,10 @@ CREATE TABLE message (
     smtputf8 INTEGER NOT NULL,
     size INTEGER NOT NULL,
     file_size INTEGER NOT NULL,     -- bytes in body/ID; 0 means there is none
-    ret TEXT NOT NULL DEFAULT '',   -- RFC 3461: FULL, HDRS, or empty
-    envid TEXT NOT NULL DEFAULT ''  -- RFC 3461, as xtext
+    priority INTEGER NOT NULL DEFAULT 1,
+    ret TEXT NOT NULL DEFAULT '',
+    envid TEXT NOT NULL DEFAULT '',
+    warned INTEGER NOT NULL DEFAULT 0   -- the sender knows that it is late
 ) STRICT;
 CREATE TABLE head (                 -- the body, or what stands before body/ID
     message INTEGER PRIMARY KEY,
@@ -46,11 +66,13 @@ CREATE TABLE recipient (
     attempts INTEGER NOT NULL,
     next_attempt_at REAL NOT NULL,
     last TEXT,                      -- the last outcome as JSON
-    notify TEXT NOT NULL DEFAULT '',-- RFC 3461: words with commas between, or empty
-    orcpt TEXT NOT NULL DEFAULT '', -- RFC 3461: type;xtext, or empty
+    destination TEXT NOT NULL DEFAULT '',   -- domain of the address, in lower case
+    priority INTEGER NOT NULL DEFAULT 1,    -- that of the message
+    notify TEXT NOT NULL DEFAULT '',        -- words with commas (RFC 3461 4.1)
+    orcpt TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (message, position)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX due ON recipient (next_attempt_at, message);
+CREATE INDEX due ON recipient (destination, priority, next_attempt_at, message);
 """
 
 SINCE_2 = """
@@ -66,22 +88,32 @@ REMEMBERED = 30 * 86400.0
 """Seconds that a token is known. Whoever hands a message over lets go of it at once, or
 when it runs again."""
 
+# The domain is what stands behind the last @: a quoted local part may have others.
 MIGRATIONS = {
     1: """
+ALTER TABLE message ADD COLUMN priority INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE message ADD COLUMN ret TEXT NOT NULL DEFAULT '';
 ALTER TABLE message ADD COLUMN envid TEXT NOT NULL DEFAULT '';
+ALTER TABLE message ADD COLUMN warned INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE recipient ADD COLUMN destination TEXT NOT NULL DEFAULT '';
+ALTER TABLE recipient ADD COLUMN priority INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE recipient ADD COLUMN notify TEXT NOT NULL DEFAULT '';
 ALTER TABLE recipient ADD COLUMN orcpt TEXT NOT NULL DEFAULT '';
+UPDATE recipient SET destination =
+    lower(substr(address, length(rtrim(address, replace(address, '@', ''))) + 1))
+    WHERE instr(address, '@') > 0;
+DROP INDEX due;
+CREATE INDEX due ON recipient (destination, priority, next_attempt_at, message);
 """
     + SINCE_2
 }
-"""By version, what turns its tables into the next one's."""
+"""By version, what turns its tables into those of the next one."""
 
 SCHEMA += SINCE_2
 
 _MESSAGES = (
     "SELECT number, id, owner, sender, received_at, eight_bit, smtputf8, size,"
-    " file_size, ret, envid FROM message "
+    " file_size, priority, ret, envid FROM message "
 )
 _RECIPIENTS = (
     "SELECT address, attempts, next_attempt_at, last, notify, orcpt FROM recipient"
@@ -90,6 +122,22 @@ _RECIPIENTS = (
 _DEFER = (
     "UPDATE recipient SET attempts = attempts + ?, next_attempt_at = ?, last = ?"
     " WHERE message = ? AND address = ?"
+)
+
+_SEEK = (
+    "SELECT destination, priority, next_attempt_at FROM recipient"
+    " WHERE (destination, priority) > (?, ?)"
+    " ORDER BY destination, priority, next_attempt_at LIMIT 1"
+)
+_DUE = (
+    "SELECT id FROM recipient AS r JOIN message ON r.message = number"
+    " WHERE r.destination = ? AND r.priority = ? AND next_attempt_at <= ?"
+    " ORDER BY next_attempt_at, r.message"
+)
+_NEXT = (
+    "SELECT next_attempt_at FROM recipient"
+    " WHERE destination = ? AND priority = ? AND next_attempt_at > ?"
+    " ORDER BY next_attempt_at LIMIT 1"
 )
 
 _to_json = msgspec.json.Encoder().encode
@@ -104,10 +152,6 @@ class Refused(Exception):
         self.error = error
 
 
-_Recipient: TypeAlias = tuple[str, int, float, str | None, str, str]
-"""What _RECIPIENTS selects."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Row:
     number: int
@@ -119,6 +163,7 @@ class _Row:
     smtputf8: int
     size: int
     file_size: int
+    priority: int
     ret: str
     envid: str
 
@@ -144,8 +189,8 @@ class Tables:
         try:
             execute(
                 "INSERT INTO message (id, owner, sender, received_at, eight_bit,"
-                " smtputf8, size, file_size, ret, envid)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " smtputf8, size, file_size, priority, ret, envid)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     envelope.id,
                     envelope.owner,
@@ -155,6 +200,7 @@ class Tables:
                     int(envelope.smtputf8),
                     body.size,
                     body.file_size,
+                    int(envelope.priority),
                     envelope.ret or "",
                     envelope.envid,
                 ),
@@ -162,7 +208,7 @@ class Tables:
             number = self._connection.last_insert_rowid()
             execute("INSERT INTO head VALUES (?, ?)", (number, body.head))
             self._connection.executemany(
-                "INSERT INTO recipient VALUES (?, ?, ?, 0, ?, NULL, ?, ?)",
+                "INSERT INTO recipient VALUES (?, ?, ?, 0, ?, NULL, ?, ?, ?, ?)",
                 _recipient_rows(number, envelope),
             )
         except (apsw.ConstraintError, UnicodeEncodeError) as error:
@@ -197,7 +243,7 @@ class Tables:
             Refused: no such message in the queue, or it has no such recipient.
         """
         row = self._row(message_id)
-        known = {recipient[0] for recipient in self._recipients(row.number)}
+        known = {address for (address, *_) in self._recipients(row.number)}
         if unknown := outcomes.keys() - known:
             raise Refused(
                 NotFound(
@@ -229,31 +275,97 @@ class Tables:
 
     # Questions ------------------------------------------------------------------
 
-    def due(
-        self, now: float, limit: int, excluding: AbstractSet[str]
-    ) -> list[QueuedMessage]:
-        """Return messages with a recipient due, the longest due first."""
+    def walk(
+        self,
+        now: float,
+        after: Place,
+        room: Callable[[str], int],
+        excluding: Mapping[str, AbstractSet[str]],
+        limits: tuple[int, int],
+    ) -> Walk:
+        """Return what is due, destination by destination; each costs a seek or two.
+
+        So a destination with any number of messages hides no other.
+        """
+        messages, visits = limits
+        due: list[Due] = []
+        more: set[str] = set()
+        next_due = math.inf
+        visited = 0
+        for place, first in self._places(after):
+            visited += 1
+            name = place[0]
+            wanted = room(name)
+            if wanted > 0 and first > now:
+                next_due = min(next_due, first)
+            elif wanted > 0:
+                taken = {d.message.envelope.id for d in due if d.destination == name}
+                kept_out = excluding.get(name, frozenset[str]()) | taken
+                found = self._due_at(place, now, wanted - len(taken), kept_out)
+                due += (Due(name, self._queued(self._row(each))) for each in found)
+                if len(found) + len(taken) >= wanted:
+                    more.add(name)
+                next_due = min(next_due, self._next_at(place, now))
+            after = place
+            if len(due) >= messages or visited >= visits:
+                return Walk(due, next_due, frozenset(more), after, visited)
+        return Walk(due, next_due, frozenset(more), None, visited)
+
+    def due_in(
+        self, name: str, now: float, limit: int, excluding: AbstractSet[str]
+    ) -> tuple[list[QueuedMessage], float]:
+        """Return what is due at one destination, and when something more is due."""
+        found: list[str] = []
+        next_due = math.inf
+        for priority in Priority:
+            place = (name, int(priority))
+            kept_out = excluding | frozenset(found)
+            found += self._due_at(place, now, limit - len(found), kept_out)
+            next_due = min(next_due, self._next_at(place, now))
+        return [self._queued(self._row(each)) for each in found], next_due
+
+    def _places(self, after: Place) -> Iterator[tuple[Place, float]]:
+        """Return each destination and priority, with when its first is due."""
+        while True:
+            row: Any = self._connection.execute(_SEEK, after).fetchone()
+            if row is None:
+                return
+            after = (row[0], row[1])
+            yield after, row[2]
+
+    def _due_at(
+        self, place: Place, now: float, limit: int, excluding: AbstractSet[str]
+    ) -> list[str]:
         found: dict[str, None] = {}
-        for (message_id,) in self._connection.execute(
-            "SELECT id FROM recipient JOIN message ON message = number"
-            " WHERE next_attempt_at <= ? ORDER BY next_attempt_at, message",
-            (now,),
-        ):
-            if len(found) >= limit:
-                break
+        if limit <= 0:
+            return []
+        for (message_id,) in self._connection.execute(_DUE, (*place, now)):
             if message_id not in excluding:
                 found[message_id] = None
-        return [self._queued(self._row(message_id)) for message_id in found]
+                if len(found) >= limit:
+                    break
+        return list(found)
 
-    def next_due(self, excluding: AbstractSet[str]) -> float | None:
-        """Return the earliest time a recipient is due."""
-        for message_id, at in self._connection.execute(
-            "SELECT id, next_attempt_at FROM recipient JOIN message ON message = number"
-            " ORDER BY next_attempt_at, message"
-        ):
-            if message_id not in excluding:
-                return float(at)
-        return None
+    def _next_at(self, place: Place, now: float) -> float:
+        row: Any = self._connection.execute(_NEXT, (*place, now)).fetchone()
+        return float(row[0]) if row else math.inf
+
+    def aged(self, before: str, after: str, limit: int) -> list[tuple[str, bool]]:
+        """Return ids between two, oldest first, and whether the sender was warned."""
+        return [
+            (message_id, bool(warned))
+            for message_id, warned in self._connection.execute(
+                "SELECT id, warned FROM message WHERE id > ? AND id < ? ORDER BY id"
+                " LIMIT ?",
+                (after, before, limit),
+            )
+        ]
+
+    def set_warned(self, message_id: str) -> None:
+        """Note that the sender knows that the message is late."""
+        self._connection.execute(
+            "UPDATE message SET warned = 1 WHERE id = ?", (message_id,)
+        )
 
     def load(self, message_id: str) -> tuple[QueuedMessage, bytes, int]:
         """Return a message, the head of its body, and the size of its body file.
@@ -302,7 +414,9 @@ class Tables:
             NotFound("queue id", message_id, "no message in this queue has it")
         )
 
-    def _recipients(self, number: int) -> list[_Recipient]:
+    def _recipients(
+        self, number: int
+    ) -> list[tuple[str, int, float, str | None, str, str]]:
         rows: list[Any] = self._connection.execute(_RECIPIENTS, (number,)).fetchall()
         return rows
 
@@ -310,7 +424,7 @@ class Tables:
         rows = self._recipients(row.number)
         recipients = tuple(
             QueuedRecipient(address, attempts, at, _from_json(last) if last else None)
-            for address, attempts, at, last, *_ in rows
+            for address, attempts, at, last, _, _ in rows
         )
         envelope = Envelope(
             id=row.id,
@@ -320,6 +434,7 @@ class Tables:
             received_at=row.received_at,
             eight_bit=bool(row.eight_bit),
             smtputf8=bool(row.smtputf8),
+            priority=Priority(row.priority),
             ret=Ret(row.ret) if row.ret else None,
             envid=row.envid,
             requests=tuple(
@@ -333,13 +448,20 @@ class Tables:
 
 def _recipient_rows(
     number: int, envelope: Envelope
-) -> Iterator[tuple[int, int, str, float, str, str]]:
-    asked = {request.recipient: request for request in envelope.requests}
+) -> Iterator[tuple[int, int, str, float, str, int, str, str]]:
+    requests = {request.recipient: request for request in envelope.requests}
     for position, address in enumerate(dict.fromkeys(envelope.recipients)):
-        request = asked.get(address)
-        notify = ",".join(request.notify) if request else ""
-        orcpt = request.orcpt if request else ""
-        yield number, position, address, envelope.received_at, notify, orcpt
+        asked = requests.get(address)
+        yield (
+            number,
+            position,
+            address,
+            envelope.received_at,
+            destination(address),
+            int(envelope.priority),
+            ",".join(asked.notify) if asked else "",
+            asked.orcpt if asked else "",
+        )
 
 
 def _words(notify: str) -> tuple[Notify, ...]:
