@@ -20,7 +20,7 @@ from vnsmail.errors import (
     QueueUnavailable,
     SourceUnavailable,
 )
-from vnsmail.model import Outcome, Verdict
+from vnsmail.model import Contact, Outcome, Verdict
 from vnsmail.queue.body import Body
 from vnsmail.smtp.errors import SmtpProtocolError
 from vnsmail.smtp.replies import Reply
@@ -36,6 +36,8 @@ DNS = Table(
 )
 ONE, TWO = "one.example [10.0.1.1]", "two.example [10.0.2.1]"
 SOURCE = "10.0.0.1"
+
+CONTACT = Contact("127.0.0.1", 40000, "alpha.example", "mx.b.example", "10.0.0.2", 25)
 
 
 def down(hop, verdict=Verdict.DEFERRED):
@@ -68,7 +70,7 @@ class FakeConnection:
         if isinstance(replies, Reply):
             replies = dict.fromkeys(transaction.recipients, replies)
         replies = {to: replies[to] for to in transaction.recipients}
-        return Result(replies, said.body_sent)
+        return Result(replies, said.body_sent, CONTACT)
 
 
 @dataclass

@@ -252,7 +252,9 @@ async def test_message_for_somebody_elsewhere(lodging):
     (entry,) = await service.list_queue(10)
 
     assert "cannot send as alpha.example: 10.77.0.11 is not usable here" in problem
-    assert (1, 1) == (report.messages, report.deferred)
+    assert (1, 0) == (report.messages, report.deferred)
+    assert problem == report.held
+    assert report.held_since is not None
     assert report.oldest == entry.envelope.received_at
     assert queue_id == entry.envelope.id
     (recipient,) = entry.recipients

@@ -1,3 +1,5 @@
+import math
+
 """A queue in which nothing happens is closed, stays ours, and wakes when it is needed."""
 
 import asyncio
@@ -22,7 +24,7 @@ from tests.queue.helpers import (
 from vnsmail.errors import QueueUnavailable
 from vnsmail.queue import queue as module
 from vnsmail.queue.body import Body
-from vnsmail.queue.envelope import QueueCounts
+from vnsmail.queue.envelope import START, QueueCounts
 from vnsmail.queue.queue import Queue
 from vnsmail.queue.store import Accept, QueueStore, Settle
 
@@ -72,19 +74,23 @@ def test_it_wakes(store):
     assert [None] == store.commit([done])
     store.rest()
 
-    assert [second.id] == [m.envelope.id for m in store.due(NOW + 1, 9, frozenset())]
+    found, _ = store.due_in("d.example", NOW + 1, 9, frozenset())
+    assert [second.id] == [message.envelope.id for message in found]
 
 
 def test_what_is_known_wakes_nobody(store):
     """How much is in it; and of an empty one, that there is nothing."""
     mail = envelope("a@b.example")
     store.rest()
-    assert (NOTHING, None, [], []) == (
+    walk = store.walk(NOW, START, lambda _: 9, {}, (9, 9))
+    assert (NOTHING, [], math.inf, [], []) == (
         store.counts(),
-        store.next_due(),
-        store.due(NOW, 9, frozenset()),
+        walk.due,
+        walk.next_due,
+        store.aged("~", "", 9),
         store.page(9),
     )
+    assert ([], math.inf) == store.due_in("b.example", NOW, 9, frozenset())
     assert store.resting
     store.commit([Accept(mail, Body(b"x"))])
     store.commit([Settle(mail.id, {"a@b.example": DEFERRED}, {"a@b.example": NOW + 9})])
@@ -93,7 +99,7 @@ def test_what_is_known_wakes_nobody(store):
 
     assert before == store.counts() != NOTHING
     assert store.resting
-    assert NOW + 9 == store.next_due()
+    assert ([], NOW + 9) == store.due_in("b.example", NOW, 9, frozenset())
 
 
 def test_it_stays_ours(store, tmp_path):

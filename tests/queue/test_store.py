@@ -24,7 +24,14 @@ from vnsmail.errors import AlreadyQueued, NotFound, QueueUnavailable
 from vnsmail.model import Outcome, Priority, Verdict
 from vnsmail.queue import store as store_module
 from vnsmail.queue.body import Body
-from vnsmail.queue.envelope import START, QueueCounts, QueuedRecipient, new_id
+from vnsmail.queue.envelope import (
+    START,
+    Due,
+    Place,
+    QueueCounts,
+    QueuedRecipient,
+    new_id,
+)
 from vnsmail.queue.store import Accept, Change, QueueStore, Settle
 
 LARGE = b"large " * 1000
@@ -415,7 +422,8 @@ class TestQuestions:
         """In pieces it finds the same as at once, each message once."""
         for number in range(7):
             accept(store, f"x@d{number}.example", "y@d3.example")
-        place, found = START, []
+        place: Place | None = START
+        found: list[Due] = []
         while place is not None:
             walk = walked(store, after=place, limits=(2, 100))
             found += walk.due
@@ -752,3 +760,40 @@ def test_reason_names_the_system_error():
         database.reason(OSError(28, "No space left on device"))
         == "no space left on device"
     )
+
+
+def test_a_queue_of_version_1(folder):
+    """Mail queued by an older version is found at its destination, and goes out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    old = apsw.Connection(str(folder / "queue.db"))
+    old.execute(
+        """
+        CREATE TABLE message (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE,
+            owner TEXT NOT NULL, sender TEXT NOT NULL, received_at REAL NOT NULL,
+            eight_bit INTEGER NOT NULL, smtputf8 INTEGER NOT NULL,
+            size INTEGER NOT NULL, file_size INTEGER NOT NULL) STRICT;
+        CREATE TABLE head (message INTEGER PRIMARY KEY, data BLOB NOT NULL) STRICT;
+        CREATE TABLE recipient (message INTEGER NOT NULL, position INTEGER NOT NULL,
+            address TEXT NOT NULL, attempts INTEGER NOT NULL,
+            next_attempt_at REAL NOT NULL, last TEXT,
+            PRIMARY KEY (message, position)) STRICT, WITHOUT ROWID;
+        CREATE INDEX due ON recipient (next_attempt_at, message);
+        INSERT INTO message VALUES (1, 'old', 'alpha.example', 'a@b.c', 5, 0, 0, 5, 0);
+        INSERT INTO head VALUES (1, x'68656c6c6f');
+        INSERT INTO recipient VALUES (1, 0, 'Bob@B.Example', 0, 5, NULL),
+            (1, 1, '"a@b"@c.example', 0, 5, NULL), (1, 2, 'postmaster', 0, 5, NULL);
+        PRAGMA user_version = 1;
+        """
+    )
+    old.close()
+    store = QueueStore(folder)
+    try:
+        found = walked(store).due
+        added = accept(store)
+        assert {"old", added.id} == set(ids(store))
+        assert added == store.load(added.id)[0].envelope
+    finally:
+        store.close()
+
+    assert ["", "b.example", "c.example"] == [due.destination for due in found]
+    assert {"old"} == {due.message.envelope.id for due in found}

@@ -20,6 +20,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
@@ -61,6 +62,17 @@ log = logger("delivery")
 
 def _uncounted(_outcome: Outcome, _octets: int) -> None:
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """Why nothing is tried at a destination for now."""
+
+    reason: str
+    until: float = 0.0
+    """When it is tried again, seconds since the epoch; 0: nobody knows."""
+    held: bool = False
+    """The address to send from is missing."""
 
 
 class DeliveryAgent:
@@ -165,16 +177,26 @@ class DeliveryAgent:
         lane = self._traffic.lanes.find(name)
         return lane is not None and message_id in lane.ids
 
-    def why(self, name: str) -> Outcome | None:
+    def waits(self, name: str) -> Waits | None:
         """Return why nothing is tried at a destination now; None if it may be."""
         lane = self._traffic.lanes.find(name)
         if self._traffic.is_local(name):
             return None
         if self._traffic.all_held() or (lane is not None and lane.held):
-            return say.deferred(451, "4.4.0", self.held)
-        if lane is not None and lane.closed(self._clock()):
-            return lane.pace.why
+            return Waits(self.held, held=True)
+        if lane is not None and lane.closed(self._clock()) and lane.pace.why:
+            return Waits(lane.pace.why.text, lane.pace.down_until)
         return None
+
+    def why(self, name: str) -> Outcome | None:
+        """Return the same as an outcome."""
+        waits = self.waits(name)
+        lane = self._traffic.lanes.find(name)
+        if waits is None:
+            return None
+        if waits.held or lane is None:
+            return say.deferred(451, "4.4.0", waits.reason)
+        return lane.pace.why
 
     def update(self, facts: AgentFacts) -> None:
         """Use changed facts from the next attempt on.

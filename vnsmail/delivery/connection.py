@@ -421,7 +421,9 @@ async def connect(
     try:
         await connection.ready()
         connection.contact = replace(
-            connection.contact, connect=connected - began, hello=perf_counter() - connected
+            connection.contact,
+            connect=connected - began,
+            hello=perf_counter() - connected,
         )
     except ConnectionFailed:
         connection.quit()

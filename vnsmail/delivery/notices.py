@@ -13,6 +13,7 @@ from vnsmail.message.dsn import Action, header_block, report
 from vnsmail.model import DsnRequest, Envelope, Notify, Outcome, Verdict
 from vnsmail.queue.body import Body
 
+
 @dataclass(frozen=True, slots=True)
 class Notified:
     """Recipients of whom the sender is told, by what became of them."""

@@ -20,6 +20,7 @@ import uvloop
 from vnsmail import log as logging
 from vnsmail.broker.client import SocketClient
 from vnsmail.channel import Channel, ChannelClosed, MessageTooLong, close_all
+from vnsmail.delivery.shares import Shares
 from vnsmail.engines import protocol
 from vnsmail.engines.owner import OwnerService
 from vnsmail.errors import NotServed, VnsmailError
@@ -43,6 +44,7 @@ class Worker:
         self._owners: dict[str, OwnerService] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._sockets = SocketClient()
+        self._shares = Shares()
         self._settings = Settings()
         self._resolvers: tuple[str, ...] = ()
         self._ending = asyncio.Event()
@@ -161,6 +163,7 @@ class Worker:
                 self._sockets,
                 self._executor,
                 self._verifier,
+                self._shares,
             )
             await service.open()
             self._owners[facts.owner] = service

@@ -8,22 +8,21 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
-import msgspec
-
 from vnsmail.broker.client import SocketClient, SourceSocket
-from vnsmail.channel import MAX_MESSAGE
 from vnsmail.delivery import outcomes as say
 from vnsmail.delivery.agent import AgentFacts, DeliveryAgent
+from vnsmail.delivery.shares import Shares
 from vnsmail.engines.authenticity import Authenticity
 from vnsmail.engines.counters import Counters
 from vnsmail.engines.doors import credentials, listen
+from vnsmail.engines.listing import fitting
 from vnsmail.engines.local_mail import given_back, taken_in
 from vnsmail.engines.protocol import (
     LocalMail,
@@ -52,8 +51,12 @@ from vnsmail.log import logger
 from vnsmail.mailbox import maildir
 from vnsmail.model import Envelope, Family, IPAddress, Outcome, Owner, ip_address
 from vnsmail.queue.body import Body, BodyWriter
-from vnsmail.queue.envelope import ENTROPY_BYTES, QueueCounts, new_id
-from vnsmail.queue.queue import Queue, QueuedMessage
+from vnsmail.queue.envelope import (
+    ENTROPY_BYTES,
+    QueueCounts,
+    new_id,
+)
+from vnsmail.queue.queue import Queue
 from vnsmail.resolve.backend import OpenSocket
 from vnsmail.resolve.resolver import Resolver
 from vnsmail.settings import Settings
@@ -65,11 +68,8 @@ CLOSE_GRACE = 5.0
 RESTART_AFTER = 5.0
 """Seconds before delivery starts again after a fault of ours."""
 
-LISTED_BYTES = MAX_MESSAGE * 3 // 4
-"""Bytes of a list of queued messages; it goes to the supervisor in one message."""
-
-LISTED_RECIPIENTS = 100
-"""Recipients listed of one message. A thousand would not fit one message of ours."""
+RESTING_SHOWN = 20
+"""Destinations that are down, told in a report."""
 
 log = logger("owner")
 
@@ -84,6 +84,7 @@ class OwnerService:
         sockets: where every socket comes from.
         executor: does what waits for a disk.
         verifier: checks passwords; None: one of its own.
+        shares: what each owner of a worker may have in memory of mail on its way.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class OwnerService:
         sockets: SocketClient,
         executor: Executor,
         verifier: Verifier | None = None,
+        shares: Shares | None = None,
     ) -> None:
         self._facts = facts
         self._rules = OwnerRules(facts, settings, executor, verifier or Verifier())
@@ -101,6 +103,7 @@ class OwnerService:
         self._settings = settings
         self._sockets = sockets
         self._executor = executor
+        self._shares = shares or Shares()
         self._folder = Path(facts.folder)
         self._servers = resolvers
         self._resolver = Resolver(*self._asked(facts), settings.dns.timeout)
@@ -346,6 +349,9 @@ class OwnerService:
             deferred=counts.deferred,
             oldest=counts.oldest,
             problem=problem,
+            held=agent.held if agent is not None else "",
+            held_since=agent.held_since if agent is not None else None,
+            resting=tuple(agent.resting()[:RESTING_SHOWN]) if agent is not None else (),
             failed_sign_ins=self._rules.memory.guesses.total,
             octets=counts.bytes,
             suspended=self._facts.suspended,
@@ -365,7 +371,8 @@ class OwnerService:
         Raises:
             QueueUnavailable: the queue cannot be read.
         """
-        return tuple(_fitting(await self._opened().list(limit)))
+        messages = await self._opened().list(limit)
+        return tuple(fitting(messages, self._agent))
 
     # Within ------------------------------------------------------------------------------
 
@@ -468,6 +475,7 @@ class OwnerService:
             local_delivery=self._deliver_here,
             settings=self._settings,
             count=self._counted().outcome,
+            shares=self._shares,
         )
 
     async def _deliver(self, agent: DeliveryAgent) -> None:
@@ -589,27 +597,3 @@ def _sources(facts: OwnerFacts) -> frozenset[IPAddress]:
     for address in map(ip_address, facts.addresses):
         found.setdefault(address.version, address)
     return frozenset(found.values())
-
-
-def _fitting(messages: Sequence[QueuedMessage]) -> Iterator[QueueEntry]:
-    """Return entries, the first ones, that fit in one message to the supervisor."""
-    room = LISTED_BYTES
-    for message in messages:
-        shown = message.recipients[:LISTED_RECIPIENTS]
-        entry = QueueEntry(
-            replace(message.envelope, recipients=tuple(r.address for r in shown)),
-            message.size,
-            tuple(
-                (
-                    r.address,
-                    r.attempts,
-                    r.next_attempt_at,
-                    r.last.text if r.last else "",
-                )
-                for r in shown
-            ),
-        )
-        room -= len(msgspec.msgpack.encode(entry))
-        if room < 0:
-            return
-        yield entry

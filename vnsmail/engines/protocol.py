@@ -242,6 +242,13 @@ class OwnerReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When the oldest queued message arrived, seconds since the epoch."""
     problem: str
     """Why mail does not flow, empty if it does."""
+    held: str = ""
+    """Which address to send from is missing, and why; empty if none is. Meanwhile no
+    attempt is made, and no retry used up."""
+    held_since: float | None = None
+    """Since when, seconds since the epoch."""
+    resting: tuple[tuple[str, float, str], ...] = ()
+    """Destinations that are down: name, until when, what was met; the first ones."""
     failed_sign_ins: int = 0
     """Since its worker took it."""
     octets: int = 0
