@@ -1,8 +1,3 @@
-<<<<<<< HEAD
-import math
-
-=======
->>>>>>> 30ce76c (tests: what rests and what is told, in the words of today)
 """A queue in which nothing happens is closed, stays ours, and wakes when it is needed."""
 
 import asyncio
