@@ -200,6 +200,9 @@ class SmtpSettings(_Table):
     """Bytes; announced with SIZE (RFC 1870)."""
     max_recipients: Number = Field(default=1000, ge=100)
     """Recipients a transaction (RFC 5321 section 4.5.3.1.8 wants 100 at least)."""
+    hide_clients: bool = False
+    """Trace headers of mail that users submit tell neither name nor address of the
+    computer that they sit at."""
     command_timeout: Seconds = 300.0
     connect_timeout: Seconds = 30.0
     data_timeout: Seconds = 600.0

@@ -597,3 +597,57 @@ async def say_in_pieces(client, data, chance):
         data = data[cut:]
         if cut < 10:
             await asyncio.sleep(0)
+
+
+# Mail of users ------------------------------------------------------------------------
+
+
+async def test_mail_of_a_user_is_completed(house):
+    """Date, From and Message-ID are added, Bcc goes; the rest is as it was sent."""
+    client, receiver = await house.connect()
+    receiver._client.user = "ann@alpha.example"
+    await client.hear(GREETING)
+    await client.say(TO_ANN)
+    await client.hear(b"354 ")
+    text = b"Subject: x\r\nBcc: eve@e.example\r\n\r\n  text \t\r\n"
+    await client.say(text + b".\r\n")
+    await client.hear(b"queued as")
+    (message,) = house.kept.bodies
+    added, _, rest = message.partition(b"Subject")
+
+    assert b"Subject" + rest == text.replace(b"Bcc: eve@e.example\r\n", b"")
+    assert [b"Date", b"From", b"Message-ID"] == [
+        line.partition(b":")[0] for line in added.splitlines()
+    ]
+    assert b"\r\nFrom: ann@alpha.example\r\n" in added
+    assert b"@alpha.example>\r\n" in added
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+async def test_address_of_a_user(houses, hidden):
+    """Where a user sits is told or not, as the settings say; that it signed in, always."""
+    house = houses(hide_clients=hidden)
+    client, receiver = await house.connect()
+    receiver._client.user = "ann@alpha.example"
+    await client.hear(GREETING)
+    await client.say(TO_ANN)
+    await client.hear(b"354 ")
+    await client.say(b"\r\n.\r\n")
+    await client.hear(b"queued as")
+    (message,) = house.kept.messages
+    trace = message.partition(b"\r\nDate")[0]
+
+    assert b"by alpha.example with ESMTPA id " in trace
+    assert hidden is not (b"10.77.0.21" in trace)
+    assert hidden is not (b"mx1.north.example" in trace)
+
+
+async def test_mail_of_strangers_is_not_touched(house):
+    """What it lacks it lacks, and its Bcc is its own."""
+    client = await house.greeted()
+    await client.say(TO_ANN)
+    await client.hear(b"354 ")
+    await client.say(b"Bcc: x@y\r\n\r\n.\r\n")
+    await client.hear(b"queued as")
+
+    assert [b"Bcc: x@y\r\n\r\n"] == house.kept.bodies

@@ -10,6 +10,7 @@ from tests.inbound.helpers import HeldExecutor
 from vnsmail.errors import QueueUnavailable
 from vnsmail.inbound import spool as spool_module
 from vnsmail.inbound.spool import FRONT, Spool
+from vnsmail.message.complete import Completion, Missing
 from vnsmail.queue.body import INCOMING
 
 SMALL = 10
@@ -157,3 +158,46 @@ def test_any_cut_gives_the_same_body(tmp_path_factory, pieces):
         body = asyncio.run(spooled(executor))
 
     assert b"".join(pieces) == content(body)
+
+
+# Completed on its way -----------------------------------------------------------------
+
+MISSING = Missing("d", "<m>", "ann@alpha.example")
+ADDED = b"Date: d\r\nFrom: ann@alpha.example\r\nMessage-ID: <m>\r\n"
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+@pytest.mark.parametrize("text", [b"", b"text\r\n" * 50])
+async def test_completed(folder, executor, size, text):
+    """However it comes, and wherever it goes; and the front is the completed one."""
+    idle = asyncio.Event()
+    spool = Spool(folder, executor, idle.set, Completion(MISSING))
+    message = b"Subject: x\r\nBcc: eve@e.example\r\n\r\n" + text
+    for at in range(0, len(message), size):
+        spool.add(message[at : at + size])
+        while spool.busy:
+            await idle.wait()
+            idle.clear()
+    body = await spool.finish()
+
+    assert ADDED + b"Subject: x\r\n\r\n" + text == content(body)
+    assert spool.front == content(body)[: len(spool.front)]
+    assert spool.front.startswith(ADDED)
+    body.discard()
+
+
+async def test_header_that_does_not_end(folder, executor, monkeypatch):
+    """It is kept as it came, for whoever looks at it to refuse; not in memory."""
+    monkeypatch.setattr("vnsmail.message.complete.MAX_HEADER", 40)
+    idle = asyncio.Event()
+    spool = Spool(folder, executor, idle.set, Completion(MISSING))
+    message = b"X-Field: 1234567\r\n" * 5
+    for at in range(0, len(message), 9):
+        spool.add(message[at : at + 9])
+        while spool.busy:
+            await idle.wait()
+            idle.clear()
+    body = await spool.finish()
+
+    assert message == content(body)
+    body.discard()

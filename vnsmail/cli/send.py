@@ -1,10 +1,12 @@
 """``vnsmail send``: hand over a message for a virtual host or the machine to send."""
 
-import os
+import io
+import shutil
 import sys
+import tempfile
 from email.header import Header
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated
 
 import typer
 
@@ -13,6 +15,9 @@ from vnsmail.cli.options import AsJson, layout_of
 from vnsmail.cli.render import as_json, remark
 from vnsmail.errors import BadInput
 from vnsmail.supervisor import control
+
+PIECE = 256 * 1024
+"""Bytes copied at a time."""
 
 
 def send(
@@ -45,37 +50,54 @@ def send(
     """Queue a message. It is durable when this returns, and leaves by itself."""
     if sender is None and not machine:
         raise BadInput("sender", "", "give --as USER@HOST, or --machine")
-    message = _message(file, subject, text)
-    fd = os.memfd_create("message", os.MFD_CLOEXEC)
-    try:
-        with open(fd, "wb", closefd=False) as writer:
-            writer.write(message)
-        os.lseek(fd, 0, os.SEEK_SET)  # the reader shares the offset
+    with _opened(file, subject, text) as message:
         request = control.Send(sender or "", tuple(to), machine=machine)
-        answer = client.ask(layout_of(context), request, control.Queued, (fd,))
-    finally:
-        os.close(fd)
+        fds = (message.fileno(),)
+        answer = client.ask(layout_of(context), request, control.Queued, fds)
     if json:
         as_json({"owner": answer.owner, "id": answer.queue_id})
     else:
         remark(f"queued as {answer.queue_id} by {answer.owner}")
 
 
-def _message(file: Path | None, subject: str | None, text: str | None) -> bytes:
+def _opened(file: Path | None, subject: str | None, text: str | None) -> IO[bytes]:
+    """Return an open file with the message, however large it is.
+
+    Raises:
+        BadInput: there is no message, or it cannot be read.
+    """
     if text is not None or subject is not None:
         if file is not None:
             raise BadInput("file", str(file), "give it, or --subject and --text")
-        return _plain(subject or "", text or "")
+        return _copied(io.BytesIO(_plain(subject or "", text or "")))
     if file is not None:
         try:
-            return file.read_bytes()
+            return file.open("rb")
         except OSError as error:
             raise BadInput(
                 "file", str(file), f"cannot read it: {error.strerror}"
             ) from None
     if sys.stdin.isatty():
         raise BadInput("message", "", "give --text, --file, or a message on stdin")
-    return sys.stdin.buffer.read()
+    return _copied(sys.stdin.buffer)
+
+
+def _copied(source: IO[bytes]) -> IO[bytes]:
+    """Return a file of our own with what can be read once only.
+
+    Raises:
+        BadInput: there is no room for it.
+    """
+    copy = tempfile.TemporaryFile(prefix="vnsmail-")  # noqa: SIM115  the caller's
+    try:
+        shutil.copyfileobj(source, copy, PIECE)
+        copy.seek(0)  # it is written, and the reader shares the offset
+    except OSError as error:
+        copy.close()
+        raise BadInput(
+            "message", "", f"cannot keep it for a moment: {error.strerror}"
+        ) from None
+    return copy
 
 
 def _plain(subject: str, text: str) -> bytes:

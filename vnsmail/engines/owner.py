@@ -402,6 +402,7 @@ class OwnerService:
             max_message_size=smtp.max_message_size,
             max_recipients=smtp.max_recipients,
             command_timeout=smtp.command_timeout,
+            hide_clients=smtp.hide_clients,
             max_sessions=min(
                 smtp.max_sessions, self._facts.limits.connections or smtp.max_sessions
             ),

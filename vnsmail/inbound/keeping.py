@@ -17,6 +17,7 @@ from vnsmail.inbound.policy import Client, Recipient, Relayed
 from vnsmail.inbound.shared import ReceiverFacts, Shared
 from vnsmail.inbound.spool import FRONT, Spool
 from vnsmail.log import logger
+from vnsmail.message.complete import Completion, Missing
 from vnsmail.message.headers import (
     MAX_HOPS,
     MAX_OWN_HOPS,
@@ -71,6 +72,17 @@ def addresses(recipient: Recipient) -> tuple[str, ...]:
             return (address,)
         case Aliased(several):
             return several
+
+
+def completion(client: Client, name: str, now: float) -> Completion | None:
+    """Return what completes a message of a user (RFC 6409 section 8); None: nothing.
+
+    What strangers bring is theirs, and is not touched.
+    """
+    if not client.user:
+        return None
+    unique = new_id(now, os.urandom(ENTROPY_BYTES))
+    return Completion(Missing.of(now, unique, name, client.user))
 
 
 @dataclass(frozen=True, slots=True)

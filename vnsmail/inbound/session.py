@@ -20,7 +20,13 @@ import asyncio
 from typing import cast
 
 from vnsmail.inbound.deadline import Deadline
-from vnsmail.inbound.keeping import TROUBLE, Arrived, Transaction, keep
+from vnsmail.inbound.keeping import (
+    TROUBLE,
+    Arrived,
+    Transaction,
+    completion,
+    keep,
+)
 from vnsmail.inbound.policy import (
     Challenge,
     Client,
@@ -328,7 +334,10 @@ class Receiver(asyncio.Protocol):
             case DataRequested():
                 shared = self._shared
                 self._transaction.spool = Spool(
-                    shared.facts.folder, shared.executor, self._regulate
+                    shared.facts.folder,
+                    shared.executor,
+                    self._regulate,
+                    completion(self._client, shared.facts.name, shared.clock()),
                 )
                 self._session.accept()
             case MessageReceived():

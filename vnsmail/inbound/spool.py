@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vnsmail.errors import QueueUnavailable
+from vnsmail.message.complete import Completion, HeaderTooLong
 from vnsmail.queue.body import THRESHOLD, Body, BodyWriter
 
 PIECE = THRESHOLD
@@ -35,11 +36,17 @@ class Spool:
         folder: the owner's folder.
         executor: writes what does not stay in memory.
         on_idle: called when a piece is written, and more may come.
+        completion: completes the message on its way.
     """
 
     def __init__(
-        self, folder: Path, executor: Executor, on_idle: Callable[[], None]
+        self,
+        folder: Path,
+        executor: Executor,
+        on_idle: Callable[[], None],
+        completion: Completion | None = None,
     ) -> None:
+        self._completion = completion
         self.front = b""
         """The first bytes of the message, once it is finished."""
         self._writer = BodyWriter(folder, PIECE)
@@ -62,6 +69,11 @@ class Spool:
         """Take the next bytes; they are dropped if the disk failed before."""
         if self._error is not None or self._unwanted:
             return
+        if self._completion is not None:
+            try:
+                data = self._completion.feed(data)
+            except HeaderTooLong:  # whoever looks at the message refuses it
+                data = self._completion.give_up()
         self._pieces.append(data)
         self._gathered += len(data)
         if self._gathered > PIECE and self._writing is None:
@@ -77,6 +89,8 @@ class Spool:
             await asyncio.wait({self._writing})
         if self._error is not None:
             raise self._error
+        if self._completion is not None:
+            self._pieces.append(self._completion.finish())
         rest = self._gather()
         if not self._in_file:
             self.front = rest[:FRONT]

@@ -108,6 +108,13 @@ class Completion:
             raise HeaderTooLong
         return b""
 
+    def give_up(self) -> bytes:
+        """Return what was held back as it came; nothing is completed any more."""
+        self.header = self.header or Header((), b"")
+        front = bytes(self._front)
+        self._front.clear()
+        return front
+
     def finish(self) -> bytes:
         """Return what was held back, at the end of the message."""
         if self.header is not None:
