@@ -253,9 +253,10 @@ def test_git_send_email(sendmail):
         "From: Ann <user@alpha.example>\nDate: Mon, 5 Jan 2026 10:00:00 +0000\n"
         "Subject: [PATCH] a change\n\n---\n x | 1 +\n\n--\n2.39.5\n"
     )
-    words = ("git", "-c", f"sendemail.smtpserver={sendmail.program}")
-    words += ("-c", "user.name=Ann", "-c", "user.email=user@alpha.example")
-    words += ("send-email",)
+    words = (
+        *("git", "-c", f"sendemail.smtpserver={sendmail.program}"),
+        *("-c", "user.name=Ann", "-c", "user.email=user@alpha.example", "send-email"),
+    )
     options = ("--confirm=never", "--from", "Ann <user@alpha.example>")
     done = sendmail.run(ANN, *words, *options, "--to", "ann@north.example", str(patch))
     assert 0 == done.returncode, done.stderr
