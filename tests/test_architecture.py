@@ -114,6 +114,7 @@ PURE = [
     "supervisor/drift.py",
     "supervisor/altered.py",
     "supervisor/examine.py",
+    "supervisor/exposition.py",
     "directory/declaration.py",
     "directory/hosts_table.py",
     "directory/toml_lines.py",

@@ -362,3 +362,37 @@ def test_a_root_that_is_too_long(tmp_path):
         sock.bind(str(longest.control_socket))
     with pytest.raises(StateUnusable, match="use a root of at most 90 bytes"):
         layout(tmp_path / ("x" * (room + 1)))
+
+
+# Where metrics are told --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:9925", "[::1]:9925", "unix:/run/m.sock"])
+def test_where_metrics_are_told(file, text):
+    """An address of this machine, or a path."""
+    file.write_text(f'[metrics]\nlisten = "{text}"\n')
+
+    assert text == str(load(file).metrics.where)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0.0.0.0:9925",
+        "10.0.0.1:80",
+        "[::]:80",
+        "127.0.0.1",
+        "127.0.0.1:0",
+        "127.0.0.1:",
+        "::1:80",
+        "unix:m.sock",
+        "localhost:80",
+        "127.0.0.1:99999",
+        "unix:/" + "x" * 200,
+        "[127.0.0.1.1]:80",
+        "[fe80::1%lo]:80",
+    ],
+)
+def test_where_metrics_cannot_be_told(file, text):
+    """Everybody's addresses above all."""
+    assert "metrics.listen" == problem(file, f'[metrics]\nlisten = "{text}"\n')[0]

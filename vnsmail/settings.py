@@ -18,6 +18,7 @@ another kind than the key has: ``port = "25"`` or ``count = true`` was not thoug
 """
 
 import hashlib
+import ipaddress
 import re
 import socket
 import tomllib
@@ -285,6 +286,67 @@ class AuthenticationSettings(_Table):
     a failure of DMARC."""
 
 
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where to listen: an address of this machine with a port, or a Unix socket."""
+
+    address: str = ""
+    port: int = 0
+    path: Path | None = None
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"unix:{self.path}"
+        literal = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{literal}:{self.port}"
+
+
+_ADDRESS_AND_PORT = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):([0-9]{1,5})")
+
+
+def _listen(text: str) -> Listen | None:
+    """Return where to listen; None for nowhere.
+
+    Raises:
+        ValueError: no loopback address with a port, nor the absolute path of a socket.
+    """
+    if not text:
+        return None
+    if text.startswith("unix:/"):
+        path = Path(text.removeprefix("unix:"))
+        if len(bytes(path)) > _CONTROL_SOCKET_LIMIT:
+            raise ValueError("the path is too long for a Unix socket")
+        return Listen(path=path)
+    match = _ADDRESS_AND_PORT.fullmatch(text)
+    if match is None:
+        raise ValueError("write it as 127.0.0.1:9925, [::1]:9925 or unix:/PATH")
+    address = ipaddress.ip_address(match[1] or match[2])
+    port = int(match[3])
+    if not address.is_loopback:
+        raise ValueError(
+            "only loopback addresses: it has no encryption and asks for no password"
+        )
+    if not 0 < port < 65536:
+        raise ValueError("a port is 1 to 65535")
+    return Listen(str(address), port)
+
+
+def _can_listen(text: str) -> str:
+    _listen(text)
+    return text
+
+
+class MetricsSettings(_Table):
+    """[metrics]: where Prometheus is answered."""
+
+    listen: Annotated[str, AfterValidator(_can_listen)] = ""
+    """A loopback address with a port, or unix:/PATH; empty is nowhere."""
+
+    @property
+    def where(self) -> Listen | None:
+        return _listen(self.listen)
+
+
 class Settings(_Table):
     """All of vnsmail.toml."""
 
@@ -295,6 +357,7 @@ class Settings(_Table):
     queue: QueueSettings = Field(default_factory=QueueSettings)
     dns: DnsSettings = Field(default_factory=DnsSettings)
     network: NetworkSettings = Field(default_factory=NetworkSettings)
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     authentication: AuthenticationSettings = Field(
         default_factory=AuthenticationSettings
     )

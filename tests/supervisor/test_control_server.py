@@ -112,6 +112,7 @@ REQUESTS = [
     control.Send("ann@a.example", ("bob@b.example",)),
     control.ListQueue(None, 5),
     control.GetGuard("a.example"),
+    control.GetMetrics(),
     control.SetCertificate("a.example", b"cert", b"key", ("b.example",)),
     control.RemoveCertificate("a.example", "b.example"),
     control.GetCertificates("a.example"),

@@ -117,6 +117,12 @@ class Attached(_Message, frozen=True):
     """Answer to ListAttached."""
 
     workers: Annotated[tuple[Name, ...], Meta(max_length=MAX_HOSTS)]
+    opened: int = 0
+    """Sockets opened since the broker was started."""
+    unavailable: int = 0
+    """Requests that the kernel refused: no such address, port in use."""
+    refused: int = 0
+    """Requests for what is not the worker's."""
 
 
 SupervisorAnswer: TypeAlias = Done | Refused | Attached

@@ -13,6 +13,7 @@ network or a disk.
 import argparse
 import asyncio
 import socket
+from collections import Counter
 from collections.abc import Sequence
 
 from vnsmail import log as logging
@@ -26,6 +27,8 @@ UNREAD_ANSWERS = 16 * 1024
 """Bytes of send buffer a worker's channel has. The kernel counts each message as a
 page or so, so that some 500 sockets are on their way to a worker at most: fewer than
 a limit of 1,024 open files, which is also that of descriptors in flight (unix(7))."""
+
+_COUNTED = (protocol.Opened, protocol.Unavailable, protocol.Refused)
 
 log = logging.logger("broker")
 
@@ -42,6 +45,7 @@ class Broker:
         self._opener = opener
         self._policy = Policy()
         self._workers: dict[str, asyncio.Task[None]] = {}
+        self._counts: Counter[type[protocol.WorkerAnswer]] = Counter()
 
     async def run(self) -> None:
         """Serve until the supervisor is gone."""
@@ -86,7 +90,8 @@ class Broker:
                     self._policy.revoke(request.worker, request.host)
                 case protocol.ListAttached():
                     there = (n for n, task in self._workers.items() if not task.done())
-                    return protocol.Attached(request.id, tuple(there))
+                    counts = (self._counts[kind] for kind in _COUNTED)
+                    return protocol.Attached(request.id, tuple(there), *counts)
         except BrokerRefused as error:
             return refused(request.id, error)
         return protocol.Done(request.id)
@@ -140,6 +145,7 @@ class Broker:
             answers.append(_told(request.id, decision, result))
             if isinstance(result, int):
                 opened.append(result)
+        self._counts.update(map(type, answers))
         return answers, opened
 
 

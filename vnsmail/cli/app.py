@@ -23,6 +23,7 @@ from vnsmail.cli import (
     host_changes,
     lab,
     login,
+    metrics,
     prove,
     queue,
     run,
@@ -46,6 +47,7 @@ app.command()(daemon.up)
 app.command()(daemon.down)
 app.command()(daemon.status)
 app.command()(doctor.doctor)
+app.command()(metrics.metrics)
 app.command()(apply.apply)
 app.command()(apply.export)
 app.command()(send.send)

@@ -247,6 +247,10 @@ class ListDkim(_Message, frozen=True):
     name: str | None = None
 
 
+class GetMetrics(_Message, frozen=True):
+    """What is measured?"""
+
+
 class ShutDown(_Message, frozen=True):
     """End the supervisor and all its processes."""
 
@@ -283,6 +287,7 @@ Request: TypeAlias = (
     | GetCertificates
     | ChangeDkim
     | ListDkim
+    | GetMetrics
     | ShutDown
 )
 
@@ -454,6 +459,13 @@ class DkimKeys(_Message, frozen=True):
     keys: tuple[DkimFacts, ...]
 
 
+class Measured(_Message, frozen=True):
+    """Answer to GetMetrics."""
+
+    text: str
+    """In Prometheus' text format."""
+
+
 class Done(_Message, frozen=True):
     """The request was carried out."""
 
@@ -476,6 +488,7 @@ Answer: TypeAlias = (
     | Queued
     | QueueListed
     | Guarded
+    | Measured
     | Certificates
     | DkimKeys
     | Done

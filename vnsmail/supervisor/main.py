@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -35,6 +36,8 @@ from vnsmail.supervisor.folders import (
 from vnsmail.supervisor.hosts import Hosts, machine_service
 from vnsmail.supervisor.lifecycle import Lifecycle
 from vnsmail.supervisor.mending import Mending
+from vnsmail.supervisor.metrics import Metrics
+from vnsmail.supervisor.metrics_server import MetricsServer
 from vnsmail.supervisor.network import Network
 from vnsmail.supervisor.people import People
 from vnsmail.supervisor.privileges import NET_ADMIN, SYS_ADMIN, effective
@@ -148,6 +151,13 @@ class _Supervisor:
             settings.machine.name,
             settings.smtp.max_message_size,
         )
+        self._metrics = Metrics(
+            directory,
+            self._services,
+            network,
+            lambda: self._hosts.broken,
+            self._mending.counts,
+        )
         self._ending = asyncio.Event()
 
     def _worker_options(self, worker: str) -> Sequence[str]:
@@ -172,33 +182,36 @@ class _Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ending.set)
         prepare_owner(self._layout, Owner(MACHINE), self._account)
-        sock = control_server.listen(self._layout)
-        await self._drops.prepare()
-        drop_sock = drop_server.listen(self._layout)
-        with sock, drop_sock:
-            async with asyncio.TaskGroup() as tasks:
-                children = tasks.create_task(self._services.run())
-                try:
-                    await self._start(ready)
-                    serving = tasks.create_task(
-                        control_server.serve(sock, self._handle)
-                    )
-                    beside = [
-                        serving,
-                        tasks.create_task(self._hosts.mend()),
-                        tasks.create_task(self._mending.run()),
-                        tasks.create_task(drop_server.serve(drop_sock, self._drops)),
-                        tasks.create_task(self._drops.run()),
-                    ]
-                    await self._ending.wait()
-                    for task in beside:
-                        task.cancel()
-                finally:
-                    sock.close()
-                    drop_sock.close()
-                    self._services.stop()
-                    await children
+        told = MetricsServer(self._metrics.text)
+        async with told.listening(self._settings.metrics.where):
+            with control_server.listen(self._layout) as sock:
+                await self._drops.prepare()
+                with drop_server.listen(self._layout) as drop_sock:
+                    await self._run(sock, drop_sock, ready)
         log.info("supervisor.ended")
+
+    async def _run(
+        self, sock: socket.socket, drop_sock: socket.socket, ready: Callable[[], None]
+    ) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            children = tasks.create_task(self._services.run())
+            try:
+                await self._start(ready)
+                beside = [
+                    tasks.create_task(control_server.serve(sock, self._handle)),
+                    tasks.create_task(self._hosts.mend()),
+                    tasks.create_task(self._mending.run()),
+                    tasks.create_task(drop_server.serve(drop_sock, self._drops)),
+                    tasks.create_task(self._drops.run()),
+                ]
+                await self._ending.wait()
+                for task in beside:
+                    task.cancel()
+            finally:
+                sock.close()
+                drop_sock.close()
+                self._services.stop()
+                await children
 
     async def _start(self, ready: Callable[[], None]) -> None:
         await self._hosts.recover()
@@ -260,6 +273,8 @@ class _Supervisor:
                 return await self._send(request, fds, uid)
             case control.ListQueue():
                 return await self._list_queue(request)
+            case control.GetMetrics():
+                return control.Measured(await self._metrics.text())
             case control.ShutDown():
                 self._ending.set()
                 return control.Done()

@@ -306,6 +306,25 @@ class Network:
             counter.forged_packets,
         )
 
+    async def counters(
+        self, hosts: Iterable[VirtualHost]
+    ) -> Mapping[HostName, control.Guarded] | None:
+        """Return what was stopped of each host; None where nothing can be guarded."""
+        wanted = tuple(hosts)
+        try:
+            found = await _to_the_end(lambda: guard.counters(wanted, self._instance))
+        except GuardUnavailable:
+            return None
+        return {
+            name: control.Guarded(
+                self._unguarded.get(name, ""),
+                each.dropped_packets,
+                each.dropped_bytes,
+                each.borrowed_packets,
+            )
+            for name, each in found.items()
+        }
+
     async def _guard_aliases(
         self, hosts: Iterable[VirtualHost], *, anew: bool = False
     ) -> None:

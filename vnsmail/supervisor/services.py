@@ -411,6 +411,23 @@ class Services:
             return ()
         return answer.owners if isinstance(answer, engine.Reported) else ()
 
+    async def socket_counts(self) -> dict[str, int]:
+        """Return how many requests of workers the broker has answered, by outcome.
+
+        Raises:
+            BrokerGone: it is not there.
+        """
+        if self._broker_peer is None:
+            raise BrokerGone
+        answer = await self._broker_peer.ask(broker.ListAttached, seconds=AT_ONCE)
+        if not isinstance(answer, broker.Attached):
+            raise BrokerGone
+        return {
+            "opened": answer.opened,
+            "unavailable": answer.unavailable,
+            "refused": answer.refused,
+        }
+
     def troubles(self, reported: Collection[str]) -> dict[str, str]:
         """Return who is not served, and why: also those whose worker did not report."""
         found = dict(self.problems)
