@@ -83,8 +83,7 @@ def one(data: bytes) -> None:
 
 def main() -> None:
     """Look for trouble until told to stop."""
-    import atheris
-
+    atheris = importlib.import_module("atheris")  # optional, and without types
     atheris.instrument_all()
     atheris.Setup(sys.argv, one)
     atheris.Fuzz()
