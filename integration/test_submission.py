@@ -2,7 +2,9 @@
 
 import email
 import email.policy
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -50,12 +52,34 @@ except smtplib.SMTPServerDisconnected:
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def people(lab):
     """Both hosts have a user of the same name, with other passwords."""
     for address, password in ((USER, PASSWORD), ("user@beta.example", "other horse 8")):
         lab.vnsmail("user", "passwd", address, "--password-stdin", stdin=password)
     lab.vnsmail("alias", "add", "sales@alpha.example", "user")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scans(lab, people):
+    """nmap looks for a way through, all the while."""
+    probes = {
+        "25": ("25", "smtp-open-relay"),
+        "587": ("587", "smtp-open-relay"),
+        "users": ("25", "smtp-enum-users"),
+    }
+    methods = ("--script-args", "smtp-enum-users.methods={EXPN,VRFY}")
+    running = {
+        name: lab.beside(
+            *(ELSEWHERE, "nmap", "-Pn", "-n", "-p", port, "--script", script),
+            *(*methods, ALPHA),
+        )
+        for name, (port, script) in probes.items()
+    }
+    yield running
+    for scan in running.values():
+        scan.kill()
+        scan.communicate()
 
 
 def talk(lab: Lab, node: str = FROM, **changes: str) -> dict[str, str]:
@@ -199,7 +223,7 @@ def test_not_signed_in(lab):
     [
         ("ns.example", {"password": "other horse 8"}),
         ("gamma.example", {"name": "nobody"}),
-        ("mx2.south.example", {"name": "user@beta.example"}),
+        ("epsilon.example", {"name": "user@beta.example"}),
         ("machine", {"name": "user@beta.example", "password": "other horse 8"}),
     ],
 )
@@ -269,24 +293,28 @@ def test_another_password(lab):
 # No relay, no list of users ----------------------------------------------------------
 
 
+def finished(scan: subprocess.Popen[str]) -> str:
+    """Return what nmap found; refusals make it wait."""
+    return scan.communicate(timeout=120)[0]
+
+
 @pytest.mark.parametrize("port", ["25", "587"])
-def test_no_relay_for_nmap(lab, port):
+def test_no_relay_for_nmap(scans, port):
     """Of all that nmap tries, nothing gets through."""
-    words = ("-p", port, "-Pn", "-n", "--script", "smtp-open-relay", ALPHA)
-    done = lab.inside(FROM, "nmap", *words)
+    found = finished(scans[port])
 
-    assert f"{port}/tcp open" in done.stdout
-    assert "open relay (" not in done.stdout.replace("isn't an open relay", "")
+    assert f"{port}/tcp open" in found
+    assert "smtp-open-relay" in found
+    assert "is an open relay" not in found
 
 
-def test_no_users_for_nmap(lab):
-    """VRFY and EXPN tell nobody, and trying recipients comes to an end."""
-    methods = "smtp-enum-users.methods={EXPN,VRFY}"
-    words = ("-p", "25", "-Pn", "-n", "--script", "smtp-enum-users")
-    done = lab.inside(ELSEWHERE, "nmap", *words, "--script-args", methods, ALPHA)
+def test_no_users_for_nmap(scans):
+    """VRFY and EXPN tell nobody."""
+    found = finished(scans["users"])
 
-    assert "25/tcp open" in done.stdout
-    assert "user\n" not in done.stdout
+    assert "25/tcp open" in found
+    assert "smtp-enum-users" in found
+    assert not re.search(r"\| +user$", found, re.MULTILINE)
 
 
 # What is seen from outside -----------------------------------------------------------
