@@ -97,6 +97,7 @@ REQUESTS = [
     control.ChangeAddresses("a.example", ("10.0.0.2/24",), ("10.0.0.1",), 5.0),
     control.RenameHost("a.example", "b.example", keep_domain=False),
     control.GetTally("a.example"),
+    control.ExplainHost("a.example", "bob@b.example"),
     control.ApplyHosts("hosts", dry_run=True),
     control.GetProgress(),
     control.AddUser("ann@a.example"),

@@ -8,7 +8,7 @@ import typer
 from vnsmail.cli import client
 from vnsmail.cli.host import app
 from vnsmail.cli.options import AsJson, DryRun, NoProbe, layout_of
-from vnsmail.cli.render import age, as_json, facts, line, remark
+from vnsmail.cli.render import age, as_json, facts, line, remark, table
 from vnsmail.errors import BadInput
 from vnsmail.settings import Layout
 from vnsmail.supervisor import control
@@ -266,6 +266,72 @@ def stats(context: typer.Context, name: Name, json: AsJson = False) -> None:
     counted = f"{age(tally.since)} ago"
     shown = [(key.replace("_", " "), each) for key, each in value.items()]
     facts([("name", name), ("counted since", counted), *shown[1:]])
+
+
+@app.command()
+def explain(
+    context: typer.Context,
+    name: Name,
+    to: Annotated[str, typer.Option(help="Address that a message would be for.")],
+    json: AsJson = False,
+) -> None:
+    """Tell the path that a message would take, and what would keep it; none is sent.
+
+    The exit code is 1 if it would be refused, or could not be sent now.
+    """
+    request = control.ExplainHost(name, to)
+    found = client.ask(layout_of(context), request, control.PathOf)
+    if json:
+        as_json(found)
+    else:
+        _show_path(name, to, found)
+    if found.refusals:
+        raise typer.Exit(1)
+
+
+def _show_path(name: str, to: str, found: control.PathOf) -> None:
+    limits_of = ", ".join(f"{key} {each}" for key, each in found.limits.items())
+    pairs: list[tuple[str, object]] = [
+        ("from", name),
+        ("to", to),
+        ("context", f"{found.context} {found.namespace}".strip()),
+        ("sources", list(found.sources)),
+        ("HELO", found.helo),
+        ("engine", found.engine),
+        ("limits", limits_of or "none"),
+        ("name servers", list(found.servers)),
+    ]
+    if found.mailboxes:
+        pairs.append(("put into", list(found.mailboxes)))
+    if found.tls:
+        pairs.append(("TLS", found.tls))
+    facts(pairs)
+    if found.targets:
+        columns = (
+            "turn",
+            "exchanger",
+            "preference",
+            "address",
+            "source",
+            "way",
+            "why not",
+        )
+        rows = [
+            (
+                *(each.turn or "-", each.exchanger, each.preference, each.address),
+                *(each.source, _way(each), each.why),
+            )
+            for each in sorted(found.targets, key=lambda t: (not t.turn, t.turn))
+        ]
+        table("targets", columns, rows, "none")
+    for refusal in found.refusals:
+        line(refusal)
+
+
+def _way(target: control.WayTo) -> str:
+    if not target.link:
+        return ""
+    return f"{target.link} by {target.gateway}" if target.gateway else target.link
 
 
 def mailbox_octets(layout: Layout, name: str) -> int | None:

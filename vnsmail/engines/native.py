@@ -98,7 +98,7 @@ class Worker:
                 protocol.encode(protocol.Failed(answer.id, str(error)))
             )
 
-    async def _handle(  # noqa: C901  one line a request, like a table
+    async def _handle(  # noqa: C901, PLR0911  one line a request, like a table
         self, request: protocol.Request, fds: list[int]
     ) -> protocol.Answer:
         match request:
@@ -117,6 +117,9 @@ class Worker:
             case protocol.Leave():
                 left = self._owner(request.owner).left
                 await left(request.addresses, request.seconds)
+            case protocol.Explain():
+                explain = self._owner(request.owner).explain
+                return await explain(request.id, request.address)
             case protocol.Tell():
                 tally = self._owner(request.owner).tally()
                 return protocol.Told(request.id, request.owner, tally)

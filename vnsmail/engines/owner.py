@@ -22,9 +22,11 @@ from vnsmail.delivery.shares import Shares
 from vnsmail.engines.authenticity import Authenticity
 from vnsmail.engines.counters import Counters
 from vnsmail.engines.doors import credentials, listen
+from vnsmail.engines.explaining import explained
 from vnsmail.engines.listing import fitting
 from vnsmail.engines.local_mail import given_back, taken_in
 from vnsmail.engines.protocol import (
+    Explained,
     LocalMail,
     OwnerFacts,
     OwnerReport,
@@ -356,6 +358,17 @@ class OwnerService:
             octets=counts.bytes,
             suspended=self._facts.suspended,
         )
+
+    async def explain(self, number: int, address: str) -> Explained:
+        """Say where a message for an address would go; nothing is sent.
+
+        Raises:
+            BadInput: it is no address.
+        """
+        facts, servers = self._facts, self._asked(self._facts)[1]
+        local, resolver = self._rules.local, self._resolver
+        agent = _agent_facts(facts)
+        return await explained(number, address, agent, local, resolver, servers)
 
     def tally(self) -> Tally:
         """Return what was counted.

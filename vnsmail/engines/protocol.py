@@ -154,6 +154,13 @@ class Leave(_Message, frozen=True):
     """After those, cut off what is still said."""
 
 
+class Explain(_Message, frozen=True):
+    """Tell where a message of an owner for an address would go."""
+
+    owner: str
+    address: str
+
+
 class Tell(_Message, frozen=True):
     """Tell what has been counted for an owner."""
 
@@ -201,6 +208,7 @@ Request: TypeAlias = (
     | Release
     | Leave
     | Tell
+    | Explain
     | Inject
     | GiveBack
     | Report
@@ -279,6 +287,31 @@ class Tally(msgspec.Struct, forbid_unknown_fields=True):
     connections_out: int = 0
 
 
+class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One address of a mail exchanger, or an exchanger without one."""
+
+    exchanger: str
+    preference: int
+    address: str
+    turn: int
+    """Which is tried first, from 1; 0: it is not tried."""
+    why: str
+    """Why it is not tried."""
+
+
+class Explained(_Message, frozen=True):
+    """Answer to Explain."""
+
+    mailboxes: tuple[str, ...]
+    """Where it is put, if the address is here; or whom it stands for."""
+    targets: tuple[Target, ...]
+    refusal: str
+    """What would become of it at once; empty if it would be tried."""
+    servers: tuple[str, ...]
+    """Name servers that were asked."""
+    tls: str
+
+
 class Told(_Message, frozen=True):
     """Answer to Tell."""
 
@@ -307,7 +340,7 @@ class QueueListed(_Message, frozen=True):
     entries: tuple[QueueEntry, ...]
 
 
-Answer: TypeAlias = Done | Failed | Injected | Told | Reported | QueueListed
+Answer: TypeAlias = Done | Failed | Injected | Told | Explained | Reported | QueueListed
 
 encode = msgspec.msgpack.Encoder().encode
 decode_request = msgspec.msgpack.Decoder(Request).decode

@@ -84,6 +84,13 @@ class GetTally(_Message, frozen=True):
     name: str
 
 
+class ExplainHost(_Message, frozen=True):
+    """Where would a message of a host for an address go?"""
+
+    name: str
+    address: str
+
+
 class ApplyHosts(_Message, frozen=True):
     """Make the virtual hosts of a file (directory/declaration.py) all there are."""
 
@@ -274,6 +281,7 @@ Request: TypeAlias = (
     | ChangeAddresses
     | RenameHost
     | GetTally
+    | ExplainHost
     | ApplyHosts
     | GetProgress
     | PeopleRequest
@@ -350,6 +358,37 @@ class Told(_Message, frozen=True):
     """Answer to GetTally."""
 
     tally: Tally
+
+
+class WayTo(msgspec.Struct, frozen=True):
+    """One target of a message, and the way there."""
+
+    exchanger: str
+    preference: int
+    address: str
+    turn: int
+    why: str
+    source: str = ""
+    """What the socket would be bound to."""
+    link: str = ""
+    gateway: str = ""
+
+
+class PathOf(_Message, frozen=True):
+    """Answer to ExplainHost."""
+
+    context: str
+    namespace: str
+    sources: tuple[str, ...]
+    helo: str
+    engine: str
+    servers: tuple[str, ...]
+    mailboxes: tuple[str, ...]
+    targets: tuple[WayTo, ...]
+    refusals: tuple[str, ...]
+    """Why it would not be sent now, or ever."""
+    tls: str
+    limits: dict[str, int]
 
 
 class HostChange(msgspec.Struct, frozen=True):
@@ -483,6 +522,7 @@ Answer: TypeAlias = (
     | Planned
     | Changed
     | Told
+    | PathOf
     | Applied
     | Progress
     | Queued

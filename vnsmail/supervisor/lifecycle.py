@@ -29,6 +29,7 @@ from vnsmail.supervisor import control
 from vnsmail.supervisor.altered import Value, altered
 from vnsmail.supervisor.converge import Change, Tenant
 from vnsmail.supervisor.drain import Drain
+from vnsmail.supervisor.explaining import explained
 from vnsmail.supervisor.folders import move_owner
 from vnsmail.supervisor.hosts import Hosts
 from vnsmail.supervisor.network import Network
@@ -38,7 +39,11 @@ LONGEST_DRAIN = 3600.0
 """Seconds; a message of the largest size over the slowest line takes less."""
 
 LifecycleRequest: TypeAlias = (
-    control.ChangeHost | control.ChangeAddresses | control.RenameHost | control.GetTally
+    control.ChangeHost
+    | control.ChangeAddresses
+    | control.RenameHost
+    | control.GetTally
+    | control.ExplainHost
 )
 
 log = logger("hosts")
@@ -76,6 +81,10 @@ class Lifecycle:
                 return await self.rename(request)
             case control.GetTally():
                 return await self.tally(request)
+            case control.ExplainHost():
+                host = self._active(host_name(request.name))
+                service = self._hosts.service(host)
+                return await explained(host, service, request.address, self._services)
 
     async def change(self, request: control.ChangeHost) -> control.Changed:
         """Change facts of a host.

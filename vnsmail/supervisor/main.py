@@ -246,6 +246,7 @@ class _Supervisor:
                 | control.ChangeAddresses()
                 | control.RenameHost()
                 | control.GetTally()
+                | control.ExplainHost()
             ):
                 return await self._lifecycle.handle(request)
             case control.ApplyHosts():
