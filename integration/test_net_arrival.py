@@ -4,8 +4,18 @@ import socket
 
 import pytest
 
-from integration.net_machine import alone, build, host, inside, make, namespace
-from vnsmail.net import namespaces
+from integration.net_machine import (
+    alone,
+    build,
+    host,
+    inside,
+    ip,
+    make,
+    namespace,
+    port,
+)
+from vnsmail.net import namespaces, requests
+from vnsmail.net.netlink import Kernel
 
 pytestmark = pytest.mark.root
 
@@ -68,3 +78,71 @@ def test_address_added_to_a_host_that_is_there(address):
 
     assert reached(bare, namespace(SAME))
     assert inside("neighbour", f"neigh show {bare}")
+
+
+def isolated():
+    """Return the ports of the machine that are kept from their siblings."""
+    return [
+        link["ifname"]
+        for link in ip("-d link show")
+        if link.get("linkinfo", {}).get("info_slave_data", {}).get("isolated")
+    ]
+
+
+def reached_from(where, address):
+    """Connect from one host to another."""
+    with namespaces.inside(namespace("h0.example"), listening(address)):
+        return namespaces.inside(where, connecting(address))
+
+
+def listening(address):
+    return lambda: socket.create_server((address, 4025))
+
+
+def connecting(address):
+    def connect():
+        with socket.socket() as sock:
+            sock.settimeout(PATIENCE)
+            sock.connect((address, 4025))
+            return True
+
+    return connect
+
+
+@alone()
+def test_many_arrive_at_once():
+    """Who knew the addresses elsewhere is told; afterwards all hear each other."""
+    build()
+    numbers = range(8)
+    moved = [
+        host(f"h{n}.example", f"10.77.0.{20 + n}/24", context="alias") for n in numbers
+    ]
+    make(*moved)
+    assert reached("10.77.0.20", "")
+    hosts = [host(f"h{n}.example", f"10.77.0.{20 + n}/24") for n in numbers]
+    make(*hosts)
+
+    assert reached("10.77.0.20", namespace("h0.example"))
+    assert [] == isolated()
+    assert reached_from(namespace("h7.example"), "10.77.0.20")
+    for link in ip("link show"):
+        assert "arriving" not in link.get("ifalias", "")
+
+
+@alone()
+def test_cut_off_while_they_are_kept_apart():
+    """The next plan lets them hear each other; ports that somebody isolated stay so."""
+    build()
+    hosts = [host(f"h{n}.example", f"10.77.0.{20 + n}/24") for n in range(3)]
+    make(*hosts)
+    ports = [port(each.name) for each in hosts]
+    ip(f"link set {ports[0]} type bridge_slave isolated on")
+    with Kernel() as kernel:
+        for each in ports[1:]:
+            remark = ip(f"link show {each}")[0]["ifalias"]
+            kernel.do(requests.port_apart(each, remark, apart=True))
+    assert sorted(ports) == sorted(isolated())
+    assert {f"set {each} up" for each in ports[1:]} == set(make(*hosts))
+
+    assert ports[:1] == isolated()
+    assert [] == make(*hosts)

@@ -146,7 +146,7 @@ class Kernel:
 
     @perform.register
     def _(self, step: SetPortUp) -> None:
-        self._change_link(step.port, up=True)
+        self._change_link(step.port, up=True, arriving=False)
         if self.links[step.port].router:
             self._set(step.port, accept_ra=0, off6=int(not step.ipv6))
 

@@ -203,6 +203,7 @@ class TestHalf:
         ("half", "expected"),
         [
             (changed_port(made(BOTH), up=False), [f"set {PORT} up"]),
+            (changed_port(made(BOTH), arriving=True), [f"set {PORT} up"]),
             (
                 changed_port(made(BOTH), master=""),
                 [f"make {PORT} a port of bridge br0"],

@@ -12,11 +12,12 @@ import errno
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Self, TypeAlias
 
 from vnsmail.errors import NetworkStepFailed
+from vnsmail.model import Uplink
 from vnsmail.net import messages, names, namespaces, requests, sysctl
 from vnsmail.net.announce import announce
 from vnsmail.net.netlink import Kernel
@@ -44,6 +45,9 @@ from vnsmail.net.steps import (
 REMOVERS = 48
 """Links removed at a time. The kernel waits some 20 ms for each (rcu_barrier), and no
 longer for many."""
+
+FEW = 4
+"""Ports that may hear each other's announcements when they come at once."""
 
 CARRIER_LOOKS, CARRIER_PAUSE = 50, 0.002
 """How often, and with what pause in seconds, it is asked whether a link is ready."""
@@ -100,6 +104,8 @@ class Performer:
         self._machine = Kernel()
         self._inside: tuple[str, Kernel] | None = None
         self._changed: dict[str, None] = {}
+        self._joined: dict[str, str] = {}
+        """Ports that were made now, on bridges, each with its remark."""
 
     def __enter__(self) -> Self:
         return self
@@ -225,6 +231,8 @@ class Performer:
         fd = namespaces.open_namespace(step.into)
         try:
             request = requests.connect(step, self._machine.index, self._mark, fd)
+            if step.uplink is Uplink.BRIDGE:
+                self._joined[step.port] = ""
             try:
                 self._machine.do(request)
             except OSError as error:
@@ -247,7 +255,11 @@ class Performer:
             sysctl.write(f"{folder}/accept_ra", "0")
         sysctl.write(f"{folder}/disable_ipv6", "0" if step.ipv6 else "1")
         remark = names.remark(self._instance, step.host)
+        if self._remark_of(step.port).endswith(names.ARRIVING):
+            self._machine.do(requests.port_apart(step.port, remark, apart=False))
         self._machine.do(requests.port_up(step.port, remark))
+        if step.port in self._joined:
+            self._joined[step.port] = remark
 
     def set_setting(self, step: SetSetting) -> None:
         self._place.go("")
@@ -277,7 +289,26 @@ class Performer:
         The kernel does so when a link comes up, which is too early: a bridge takes
         nothing from a new port before it has heard of its carrier, a moment later. It
         does so too when a link is given a hardware address, be it the one it has.
+
+        A bridge passes each announcement on to all its ports: a thousand hosts that
+        come at once would hear a million. None of them has known another before, so
+        they are kept apart from each other meanwhile. Should it end here, the plan
+        finds those ports by their remark.
         """
+        with self._apart() if len(self._joined) > FEW else contextlib.nullcontext():
+            self._announce()
+
+    @contextlib.contextmanager
+    def _apart(self) -> Iterator[None]:
+        ports = {port: remark for port, remark in self._joined.items() if remark}
+        ask = requests.port_apart
+        self._machine.change([ask(p, r, apart=True) for p, r in ports.items()])
+        try:
+            yield
+        finally:
+            self._machine.change([ask(p, r, apart=False) for p, r in ports.items()])
+
+    def _announce(self) -> None:
         for where in self._changed:
             with contextlib.suppress(OSError):
                 kernel = self._kernel(where)
@@ -328,6 +359,11 @@ class Performer:
         if not self._is_ours(name, self._machine):
             raise _foreign("link")
         self._machine.do(requests.remove_link(self._machine.index(name)))
+
+    def _remark_of(self, port: str) -> str:
+        answer = self._machine.ask(requests.question(self._machine.index(port)))
+        _, _, facts = messages.link_facts(answer)
+        return messages.text_in(facts, messages.REMARK)
 
     def _is_ours(self, link: str, kernel: Kernel) -> bool:
         answer = kernel.ask(requests.question(kernel.index(link)))

@@ -49,6 +49,8 @@ class Link:
     ours: bool = False
     master: str = ""
     """The bridge or the like whose port it is."""
+    arriving: bool = False
+    """It was kept from its siblings for a moment, and still is."""
     below: str = ""
     """The machine's link it stands on: other end of a veth, parent of a macvlan."""
     addresses: tuple[SourceAddress, ...] = ()

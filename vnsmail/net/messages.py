@@ -35,6 +35,9 @@ UP = 0x1
 GROUP = 27
 """IFLA_GROUP: the mark of a link (names.py)."""
 
+REMARK = 20
+"""IFLA_IFALIAS: what people are told of a link."""
+
 METRIC = 9
 """IFA_RT_PRIORITY: the mark of an address."""
 

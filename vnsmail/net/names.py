@@ -115,7 +115,11 @@ def link(instance: str, host: str) -> str:
 
 def remark(instance: str, host: str) -> str:
     """Return what ``ip link`` shows people of a link of ours."""
-    return f"vnsmail:{instance}:{host}"[:_REMARK_LIMIT]
+    return f"vnsmail:{instance}:{host}"[: _REMARK_LIMIT - len(ARRIVING)]
+
+
+ARRIVING = " (arriving)"
+"""Ends the remark of a port that is kept from its siblings for a moment (apply.py)."""
 
 
 def port_address(bridge: str) -> str:

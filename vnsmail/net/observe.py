@@ -34,7 +34,7 @@ from vnsmail.net.netlink import Kernel
 
 # Numbers of linux/if.h, linux/if_link.h, linux/if_addr.h and linux/rtnetlink.h.
 _LOOPBACK = 0x8
-_NAME, _MTU, _BELOW, _MASTER, _INFO = 3, 4, 5, 10, 18
+_NAME, _MTU, _BELOW, _MASTER, _INFO, _REMARK = 3, 4, 5, 10, 18, 20
 _SPECIFIC, _GROUP, _FILTER, _APART = 26, 27, 29, 37
 _SKIP_STATISTICS = 1 << 3
 _SCOPE_HOST = 254
@@ -334,6 +334,7 @@ def _link(
         loopback=bool(flags & _LOOPBACK),
         ours=ours,
         master=master,
+        arriving=messages.text_in(found, _REMARK).endswith(names.ARRIVING),
         addresses=tuple(own),
         networks=tuple(dict.fromkeys(reached)),
         router=ours and bytes(found.get(messages.HARDWARE, b"")) == _ROUTER,

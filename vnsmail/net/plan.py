@@ -215,7 +215,8 @@ class _Host:
         elif not self._found.loopback_up:
             yield SetUp(self.namespace, "lo")
         yield from self._missing_link()
-        if self.port and not (self._kept and self._outer and self._outer.up):
+        port = self._outer if self._kept else None
+        if self.port and not (port and port.up and not port.arriving):
             ipv6 = self._routed and Family.IPV6 in self.facts.families
             yield SetPortUp(self.port, self.facts.name, ipv6)
         had = self._kept.addresses if self._kept else ()

@@ -50,6 +50,7 @@ from vnsmail.net.steps import (
 _HARDWARE, _NAME, _MTU, _BELOW, _MASTER = 1, 3, 4, 5, 10
 _INFO, _REMARK, _GROUP, _NAMESPACE_FD = 18, 20, 27, 28
 _KIND, _DATA = 1, 2
+_PORT_KIND, _PORT_DATA, _PORT_ISOLATED = 4, 5, 33
 _PEER = 1
 _MACVLAN_MODE, _MACVLAN_BRIDGE = 1, 4
 _LABEL, _LIFETIMES, _FLAGS, _METRIC = 3, 6, 8, 9
@@ -117,6 +118,18 @@ def loopback_up(mark: int, remark: str) -> bytes:
 def port_up(name: str, remark: str) -> bytes:
     body = messages.link(text(_REMARK, remark), name=name, up=True)
     return message(messages.NEW_LINK, 0, body)
+
+
+def port_apart(name: str, remark: str, *, apart: bool) -> bytes:
+    """Return what keeps a port of a bridge from its siblings (ip-link(8), isolated).
+
+    Ports that are apart do not hear each other; all other ports hear them, and they
+    those. The remark says that it was us, and not somebody who wants it so.
+    """
+    data = nested(_PORT_DATA, attribute(_PORT_ISOLATED, bytes([apart])))
+    kind = nested(_INFO, text(_PORT_KIND, "bridge"), data)
+    said = text(_REMARK, remark + names.ARRIVING if apart else remark)
+    return message(messages.NEW_LINK, 0, messages.link(said, kind, name=name))
 
 
 def announce(index: int, hardware: bytes) -> bytes:
