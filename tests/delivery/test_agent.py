@@ -86,6 +86,7 @@ class Post:
         self.dns = Table({}, {"b.example": ["127.0.0.2"]})
         self.mailboxes: list[tuple[str, bytes, str]] = []
         self.mailbox_errors: deque[Exception] = deque()
+        self.signature = b""
         self.rules = QueueSettings(first_retry=300, lifetime=86400)
         self.agent: DeliveryAgent
         self._running: asyncio.Task[None]
@@ -101,9 +102,13 @@ class Post:
                 smtp=SmtpSettings(port=self.remote.port), queue=self.rules
             ),
             shares=shares,
+            sign=self._sign,
             clock=lambda: self.now,
             chance=lambda: 0.5,
         )
+
+    async def _sign(self, body):
+        return body.prefixed(self.signature)
 
     async def _deliver_here(self, recipient, body, sent):
         if self.mailbox_errors:
@@ -599,6 +604,19 @@ async def test_the_sender_is_told(post):
     for words in (b"no such user", b"Status: 5.1.1", b"<1@alpha.example>"):
         assert words in body.head
     assert [(ANN, body.head, "")] == post.mailboxes
+
+
+async def test_a_notice_is_signed(post):
+    """In the queue and on its way alike."""
+    post.signature = b"DKIM-Signature: x\r\n"
+    post.remote.says("RCPT", "550 5.1.1 no such user")
+    async with running(post):
+        await post.send(BOB)
+        await post.queue.empty()
+
+    ((_, _, _, ((_, notice),)), *_) = post.queue.settled
+    assert notice.head.startswith(post.signature)
+    assert [(ANN, notice.head, "")] == post.mailboxes
 
 
 async def test_a_notice_is_never_answered_by_a_notice(post):

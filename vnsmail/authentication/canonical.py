@@ -15,7 +15,7 @@ from vnsmail.message.headers import Field
 
 Form: TypeAlias = Literal["simple", "relaxed"]
 
-_BLANKS = re.compile(rb"[ \t]+")
+_BLANKS = re.compile(rb"  +")
 
 
 def canonical_field(field: Field, form: Form) -> bytes:
@@ -82,7 +82,8 @@ class BodyHash:
         """Return data with white space as the relaxed form has it."""
         if self._blank:
             data, self._blank = b" " + data, False
-        if b"\t" in data or b"  " in data:
+        data = data.replace(b"\t", b" ")
+        if b"  " in data:
             data = _BLANKS.sub(b" ", data)
         data = data.replace(b" \r\n", b"\r\n")
         if data.endswith(b" "):

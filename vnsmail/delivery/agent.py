@@ -33,7 +33,13 @@ from vnsmail.delivery.outcomes import Outcomes
 from vnsmail.delivery.pool import COOLDOWN, Pool
 from vnsmail.delivery.route import Hop, Questions
 from vnsmail.delivery.settlement import due_at
-from vnsmail.delivery.settling import FIRST_PAUSE, LONGEST_PAUSE, Settler
+from vnsmail.delivery.settling import (
+    FIRST_PAUSE,
+    LONGEST_PAUSE,
+    Settler,
+    Sign,
+    unsigned,
+)
 from vnsmail.delivery.shares import Shares
 from vnsmail.delivery.sources import MISSING, Sources
 from vnsmail.delivery.sweep import Sweeper
@@ -87,6 +93,7 @@ class DeliveryAgent:
         settings: of the whole system.
         shares: of all owners of this worker.
         count: told each outcome, with the octets of the message.
+        sign: signs notices.
         clock: seconds since the epoch.
         chance: 0 to 1, for the jitter of retries.
     """
@@ -102,6 +109,7 @@ class DeliveryAgent:
         settings: Settings,
         shares: Shares | None = None,
         count: Callable[[Outcome, int], None] = _uncounted,
+        sign: Sign = unsigned,
         clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -126,6 +134,7 @@ class DeliveryAgent:
             self.hand_over,
             self._queue_trouble,
             count,
+            sign,
         )
         self._sweeper = Sweeper(queue, self._settler, settings.queue, self, clock)
         self._traffic = Traffic(

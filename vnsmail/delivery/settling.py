@@ -7,7 +7,7 @@ makes one notice. What is decided is decided in settlement.py and notices.py.
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias
 
 from vnsmail.delivery import outcomes as say
@@ -34,9 +34,17 @@ EVENTS = {
     Verdict.FAILED: "message.failed",
 }
 
+Sign: TypeAlias = Callable[[Body], Awaitable[Body]]
+"""Returns a message with the owner's signatures in front."""
+
 Accepted: TypeAlias = Sequence[tuple[Envelope, Body]]
 
 log = logger("delivery")
+
+
+async def unsigned(body: Body) -> Body:
+    """Return a message as it is."""
+    return body
 
 
 class Settler:
@@ -51,6 +59,7 @@ class Settler:
         hand_over: takes notices that are in the queue now.
         trouble: told when the queue cannot be used.
         count: told each outcome, with the octets of the message.
+        sign: signs notices.
     """
 
     def __init__(
@@ -63,6 +72,7 @@ class Settler:
         hand_over: Callable[[Envelope, Body], None],
         trouble: Callable[[QueueUnavailable], None],
         count: Callable[[Outcome, int], None],
+        sign: Sign = unsigned,
     ) -> None:
         self.facts = facts
         self._queue = queue
@@ -72,6 +82,7 @@ class Settler:
         self._hand_over = hand_over
         self._trouble = trouble
         self._count = count
+        self._sign = sign
 
     async def settle(
         self,
@@ -185,7 +196,7 @@ class Settler:
         now = self._clock()
         full = original.ret is Ret.FULL and message.size <= MAX_FULL
         returned = await self._returned(record, full=full)
-        return notices(
+        made = notices(
             original,
             notified,
             host=self.facts.name,
@@ -195,6 +206,7 @@ class Settler:
             returned=returned,
             full=full and bool(returned),
         )
+        return [(envelope, await self._sign(body)) for envelope, body in made]
 
     def _tell_of_silence(self, original: Envelope, told: Outcomes) -> None:
         """A notice that cannot be delivered is answered by none: the log has it."""

@@ -321,7 +321,8 @@ class OwnerService:
         prepared = await self._prepared(partial(given_back, os.dup(fd), mail, reason))
         with contextlib.suppress(AlreadyQueued):
             token = mail.token and f"refused {mail.token}"
-            await self._keep(prepared.envelope, prepared.body, token)
+            body = await self._authenticity.signer.signed(prepared.body)
+            await self._keep(prepared.envelope, body, token)
         log.info("message.given_back", owner=self._facts.owner, uid=mail.uid)
 
     async def _prepared(self, job: Callable[..., Prepared]) -> Prepared:
@@ -489,6 +490,7 @@ class OwnerService:
             local_delivery=self._deliver_here,
             settings=self._settings,
             count=self._counted().outcome,
+            sign=self._authenticity.signer.signed,
             shares=self._shares,
         )
 
