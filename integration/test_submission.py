@@ -201,6 +201,44 @@ def test_s_nail(lab):
     submitted(lab, "s-nail")
 
 
+NODEMAILER = """
+const [user, pass, to] = process.argv.slice(1);
+require("nodemailer").createTransport({
+  host: "10.77.0.11", port: 587, requireTLS: true, tls: {rejectUnauthorized: false},
+  auth: {user, pass},
+}).sendMail({from: user, to, subject: "nodemailer", text: "hello"}).then(
+  (info) => console.log(info.response),
+  (error) => { console.error(error); process.exit(1); });
+"""
+
+
+@pytest.fixture(scope="module")
+def nodemailer(tmp_path_factory):
+    """The folder of modules with nodemailer in it, where npm finds it."""
+    folder = tmp_path_factory.mktemp("npm")
+    if shutil.which("npm") is None or shutil.which("node") is None:
+        pytest.skip("npm is not installed")
+    words = ("--silent", "--no-audit", "--no-fund", "--prefix", str(folder))
+    done = subprocess.run(
+        ["npm", "install", *words, "nodemailer"],
+        capture_output=True,
+        timeout=50,
+        check=False,
+    )
+    if done.returncode:
+        pytest.skip("npm does not find nodemailer")
+    return folder / "node_modules"
+
+
+def test_nodemailer(lab, nodemailer):
+    """nodemailer, what most of the web sends with."""
+    words = (f"NODE_PATH={nodemailer}", "node", "-e", NODEMAILER)
+    to = "nodemailer@north.example"
+    lab.inside(FROM, "env", *words, USER, PASSWORD, to)
+
+    submitted(lab, "nodemailer")
+
+
 # Who may not -------------------------------------------------------------------------
 
 
@@ -288,6 +326,35 @@ def test_another_password(lab):
 
     assert talk(lab, name="cy")["auth"].startswith("535")
     assert "235" == talk(lab, name="cy", password=made)["auth"]
+
+
+# Aliases -----------------------------------------------------------------------------
+
+
+def test_forwarded(lab):
+    """What an alias sends elsewhere leaves from the address of the host it came to."""
+    lab.vnsmail("alias", "add", "both@beta.example", "user", "copy@north.example")
+    lab.send(USER, "both@beta.example", subject="for both")
+    message = got(lab, "copy")
+    top = " ".join(str(message.get_all("Received", [])[0]).split())
+
+    assert top.startswith("from beta.example (beta.example [")
+    assert "10.77.0.12" in top or "fd77::12" in top
+    assert f"<{USER}>" == message["Return-Path"]
+    assert eventually(lambda: lab.mail("user", "beta.example"), "the one here")
+
+
+def test_full_mailbox(lab):
+    """It is refused for now, and taken again when there is room."""
+    lab.vnsmail("user", "add", "small@beta.example", "--quota", "1")
+    here = {"address": BETA, "port": "25", "mechanism": "CLEAR"}
+    said: list[str] = []
+    while "452 b'4.2.2" not in " ".join(said):
+        said.append(talk(lab, **here, to="small@beta.example")["rcpt"])
+        assert len(said) < 20
+    lab.vnsmail("user", "quota", "small@beta.example", "none")
+
+    assert talk(lab, **here, to="small@beta.example")["rcpt"].startswith("250")
 
 
 # No relay, no list of users ----------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 from vnsmail.engines.protocol import OwnerFacts
 from vnsmail.inbound.accept import AcceptPolicy
 from vnsmail.inbound.accounts import Account, Accounts
-from vnsmail.inbound.tenant import Allowance, Examine, Memory, TenantPolicy, as_it_is
+from vnsmail.inbound.tenant import Allowance, Memory, TenantPolicy
 from vnsmail.inbound.verifier import Verifier
 from vnsmail.mailbox.usage import Usage
 from vnsmail.model import ip_address
@@ -39,7 +39,6 @@ class OwnerRules:
     ) -> None:
         self.memory = Memory()
         self.usage = Usage(Path(facts.folder) / MAIL, executor)
-        self.examine_submitted: Examine = as_it_is
         self._settings = settings
         self._verifier = verifier
         self.update(facts)
@@ -77,7 +76,6 @@ class OwnerRules:
                 users.address_messages_per_hour,
             ),
             is_full=self.is_full,
-            examine_submitted=self.examine_submitted,
             current=lambda: self.accounts,
         )
 

@@ -9,7 +9,7 @@ names waits longer and longer; all that is remembered is bounded and fades.
 """
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeAlias
@@ -63,11 +63,6 @@ TOO_MUCH = Reply(450, ("you have sent too much lately, try again later",), "4.7.
 FULL = Reply(452, ("the mailbox is full",), "4.2.2")
 LOOKING_AROUND = Reply(421, ("too many unknown recipients",), "4.7.1")
 
-Examine: TypeAlias = Callable[
-    [Client, Envelope, Body, bytes], Awaitable[Examined | Reply]
-]
-"""Looks at a message after what is said here of it; see inbound/policy.py."""
-
 IsFull: TypeAlias = Callable[[str], bool]
 """Says whether a user's mailbox has no room, as far as is known."""
 
@@ -97,13 +92,6 @@ class Memory:
     address_messages: Rates[str] = field(default_factory=Rates)
 
 
-async def as_it_is(
-    client: Client, envelope: Envelope, body: Body, front: bytes
-) -> Examined | Reply:
-    """Take any message, unchanged."""
-    return Examined(body)
-
-
 @dataclass(frozen=True)
 class TenantPolicy:
     """The policy of one virtual host (inbound/policy.py).
@@ -116,7 +104,6 @@ class TenantPolicy:
         verifier: checks passwords.
         allowance: what users may send.
         is_full: which mailboxes have no room.
-        examine_submitted: looks at messages of users, who may send them by then.
         clock: seconds, from wherever.
         current: returns the accounts as they are now, for an exchange that outlives
             this policy; None: they do not change.
@@ -129,7 +116,6 @@ class TenantPolicy:
     verifier: Verifier
     allowance: Allowance = Allowance()
     is_full: IsFull = lambda _: False
-    examine_submitted: Examine = as_it_is
     clock: Callable[[], float] = time.monotonic
     current: Callable[[], Accounts] | None = None
 
@@ -254,7 +240,7 @@ class TenantPolicy:
         if refusal is not None:
             self._tell("author.refused", client, id=envelope.id, reason=refusal.text)
             return refusal
-        return await self.examine_submitted(client, envelope, body, front)
+        return Examined(body)
 
     def _tell(self, event: str, client: Client, **facts: str) -> None:
         log.warning(
