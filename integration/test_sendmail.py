@@ -332,7 +332,7 @@ def test_down_and_up_again(sendmail):
     refused = sendmail(NOBODYS, "ann@north.example", stdin="\n")
     sendmail.lab.up()
     folder = sendmail.lab.root / "drop" / str(ANN)
-    eventually(lambda: not os.listdir(folder), "all are taken")
+    eventually(lambda: not os.listdir(folder), "all are taken", 90)
     queued = sendmail.lab.json("queue", "list", "--host", "alpha.example")
     sendmail.lab.inside("mx2.south.example", "ip", "link", "set", "eth0", "up")
     notice = eventually(
@@ -374,9 +374,9 @@ def test_files_that_are_no_messages(sendmail, tmp_path):
     ]
     sendmail.arrived("after them")
 
-    assert ["later", "refuse", "refuse", "refuse"] == [a[:6].strip() for a in answers]
+    assert {"refused"} == {answer.split()[0] for answer in answers}
     assert not [m for m in sendmail.lab.remote_mail("ann") if b"secret" in m]
-    (folder / ("a" * 32)).unlink()
+    assert secret.exists()
 
 
 ASK = """

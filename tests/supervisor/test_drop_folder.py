@@ -100,8 +100,12 @@ def test_symbolic_link(drop, folder, tmp_path):
     """Nothing is read through one, not even what would be a message."""
     (tmp_path / "secret").write_bytes(whole())
     (folder / NAME).symlink_to(tmp_path / "secret")
-    with pytest.raises(StateUnusable):
+    with pytest.raises(NotTakeable):
         open_message(drop, ME, NAME, MAX)
+    drop_folder.remove(drop, ME, NAME)
+
+    assert [] == os.listdir(folder)
+    assert (tmp_path / "secret").exists()
 
 
 def test_link_in_place_of_the_folder(drop, folder, tmp_path):
@@ -113,6 +117,9 @@ def test_link_in_place_of_the_folder(drop, folder, tmp_path):
     assert [] == waiting(drop, ME, NOW)
     with pytest.raises(StateUnusable):
         open_message(drop, ME, NAME, MAX)
+    drop_folder.remove(drop, ME, NAME)
+
+    assert (tmp_path / "mine" / NAME).exists()
 
 
 def test_file_of_somebody_else(drop, folder, monkeypatch):

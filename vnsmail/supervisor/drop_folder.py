@@ -9,6 +9,7 @@ stands in front of a message.
 """
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Collection, Iterator
@@ -22,6 +23,9 @@ from vnsmail.supervisor import kernel
 
 AT_ONCE = 200
 """Messages of one account that are taken before another's turn."""
+
+_NOT_FILES = {errno.ELOOP, errno.EXDEV, errno.ENXIO}
+"""A link, something that is mounted there, a socket."""
 
 STALE_AFTER = 86400.0
 """Seconds after which a file that never got its name is removed."""
@@ -159,6 +163,9 @@ def open_message(drop: Path, uid: int, name: str, max_size: int) -> Dropped | No
     except FileNotFoundError:
         return None
     except OSError as error:
+        if error.errno in _NOT_FILES and _is_folder(drop / str(uid)):
+            message = "it is no file"
+            raise NotTakeable(message) from None
         why = (error.strerror or str(error)).lower()
         path = str(drop / str(uid) / name)
         raise StateUnusable(path, why, "mend or remove it") from None
@@ -167,6 +174,10 @@ def open_message(drop: Path, uid: int, name: str, max_size: int) -> Dropped | No
     except BaseException:
         os.close(fd)
         raise
+
+
+def _is_folder(folder: Path) -> bool:
+    return stat.S_ISDIR(folder.lstat().st_mode)
 
 
 def _looked_at(fd: int, uid: int, name: str, max_size: int) -> Dropped:

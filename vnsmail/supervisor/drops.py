@@ -28,6 +28,10 @@ from vnsmail.settings import Layout
 from vnsmail.supervisor import control, drop_folder
 from vnsmail.supervisor.services import Services, WorkerRefused
 
+AGAIN_AFTER = 1.0
+"""Seconds until what could not be taken is tried again; twice as long each time, up to
+LOOK_EVERY. A worker that is being started is ready soon."""
+
 LOOK_EVERY = 30.0
 """Seconds between two looks at all folders. A command that leaves mail asks for it; this
 is for those that ended before they could."""
@@ -95,31 +99,37 @@ class Drops:
 
     async def run(self) -> None:
         """Take what was left, again and again, until cancelled."""
+        wait = AGAIN_AFTER
         while True:
+            waits = True
             try:
-                await self.take_all()
+                waits = await self.take_all()
             except VnsmailError as error:
                 log.warning("drop.not_looked_at", reason=str(error))
             except Exception:
                 log.exception("drop.fault")
-            await asyncio.sleep(LOOK_EVERY)
+            wait = min(2 * wait, LOOK_EVERY) if waits else AGAIN_AFTER
+            await asyncio.sleep(wait if waits else LOOK_EVERY)
 
-    async def take_all(self) -> None:
-        """Take what is in all folders, an account's turn at a time."""
+    async def take_all(self) -> bool:
+        """Take what is in all folders, an account's turn at a time.
+
+        Returns whether something waits that could not be taken yet.
+        """
         await self.prepare()
         uids = [0, *(login.uid for login in self._directory.logins())]
-        for uid in uids:
-            await self.take_account(uid)
+        return any([await self.take_account(uid) for uid in uids])
 
-    async def take_account(self, uid: int) -> None:
-        """Take what an account left, some at a time."""
+    async def take_account(self, uid: int) -> bool:
+        """Take what an account left, some at a time; returns whether more waits."""
         now = time.time()
         names = await asyncio.to_thread(drop_folder.waiting, self._drop, uid, now)
         for name in names:
             result = await self.take(uid, name)
             if result is not None and result.later:
                 log.info("drop.waits", uid=uid, name=name, reason=result.later)
-                return
+                return True
+        return len(names) >= drop_folder.AT_ONCE
 
     async def take(self, uid: int, name: str, *, tell: bool = False) -> Result | None:
         """Take one message.
