@@ -17,6 +17,7 @@ from vnsmail.inbound.policy import Policy
 from vnsmail.inbound.signing import Signer, signing_key
 from vnsmail.log import logger
 from vnsmail.model import Authentication, Owner
+from vnsmail.queue.body import Body
 from vnsmail.settings import Settings
 
 log = logger("authenticity")
@@ -47,6 +48,26 @@ class Authenticity:
     def around(self, policy: Policy) -> Policy:
         """Return a policy that does what another does, and looks and signs besides."""
         return Examining(policy, self._authenticator, self.signer)
+
+    async def outgoing(self, body: Body) -> Body:
+        """Return a message of a local command as it is to be kept.
+
+        Forged results go from it as from all others; then it is signed. The one that
+        was given is discarded if that fails.
+
+        Raises:
+            QueueUnavailable: it cannot be read or written.
+        """
+        try:
+            clean, _ = await self._authenticator.cleaned(body, b"")
+        except BaseException:
+            body.discard()
+            raise
+        try:
+            return await self.signer.signed(clean)
+        except BaseException:
+            clean.discard()
+            raise
 
     def _looked_for(self, facts: OwnerFacts) -> AuthenticationFacts:
         return AuthenticationFacts(

@@ -292,11 +292,7 @@ class OwnerService:
         prepared = await self._prepared(
             partial(taken_in, os.dup(fd), mail, self._rules.accounts)
         )
-        try:
-            body = await self._authenticity.signer.signed(prepared.body)
-        except BaseException:
-            prepared.body.discard()
-            raise
+        body = await self._authenticity.outgoing(prepared.body)
         try:
             await self._keep(prepared.envelope, body, mail.token)
         except AlreadyQueued as earlier:
