@@ -8,7 +8,10 @@ credentials.
 import sys
 from typing import cast
 
+import msgspec
 import structlog
+
+_encode = msgspec.json.Encoder(enc_hook=repr).encode
 
 
 def configure(*, process: str) -> None:
@@ -17,21 +20,26 @@ def configure(*, process: str) -> None:
     def name_process(
         _: object, __: str, event: structlog.typing.EventDict
     ) -> structlog.typing.EventDict:
-        return {**event, "process": process}
+        event["process"] = process
+        return event
 
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
             name_process,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
             structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
+            structlog.processors.JSONRenderer(_to_json),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(20),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def _to_json(event: object, **_: object) -> str:
+    # An event is written for each message; json.dumps takes five times as long.
+    return _encode(event).decode()
 
 
 def logger(name: str) -> structlog.typing.FilteringBoundLogger:

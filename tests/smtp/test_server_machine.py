@@ -72,6 +72,8 @@ class Sessions(RuleBasedStateMachine):
         if event is None:
             return
         assert not self.ended, "nothing comes behind the end"
+        if self.session.closing:
+            self.question = None  # the end makes it void
         assert self.question is None, "one question at a time"
         if isinstance(event, Question):
             self.question = event

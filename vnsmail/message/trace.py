@@ -64,14 +64,61 @@ class Arrival:
 
 def received(arrival: Arrival) -> bytes:
     """Return the Received field of a message that came over SMTP."""
+    queue_id = _name(arrival.queue_id)
+    # A client brings many messages to a host: only id and date differ, and have lengths
+    # that do not, so where lines are folded is found out once.
+    field = _without_id_and_date(
+        *(arrival.by, len(queue_id), arrival.helo, arrival.address),
+        *(arrival.reverse_name, arrival.extended, arrival.smtputf8, arrival.tls),
+        *(arrival.authenticated, arrival.user, arrival.hide_client, arrival.recipient),
+    )
+    field = field.replace(_ID * len(queue_id), queue_id, 1)
+    field = field.replace(_DATE, date(arrival.at), 1)
+    return field.encode("utf-8" if arrival.smtputf8 else "ascii", "replace")
+
+
+_ID, _DATE = "\x01", "\x02" * len("Thu, 01 Jan 1970 00:00:00 +0000")
+"""What stands for id and date; nothing else in a field is a control character."""
+
+
+@lru_cache(maxsize=1024)
+def _without_id_and_date(
+    by: str,
+    id_length: int,
+    helo: str,
+    address: IPAddress | None,
+    reverse_name: str | None,
+    extended: bool,
+    smtputf8: bool,
+    tls: str,
+    authenticated: bool,
+    user: str,
+    hide_client: bool,
+    recipient: str,
+) -> str:
+    arrival = Arrival(
+        by=by,
+        queue_id="",
+        at=0.0,
+        helo=helo,
+        address=address,
+        reverse_name=reverse_name,
+        extended=extended,
+        smtputf8=smtputf8,
+        tls=tls,
+        authenticated=authenticated,
+        user=user,
+        hide_client=hide_client,
+        recipient=recipient,
+    )
     clauses = [] if arrival.hide_client else [f"from {_client(arrival)}"]
     clauses.append(
-        f"by {_name(arrival.by)} with {_protocol(arrival)} id {_name(arrival.queue_id)}"
+        f"by {_name(arrival.by)} with {_protocol(arrival)} id {_ID * id_length}"
     )
     path = f"<{_printable(arrival.recipient)}>"
     if arrival.recipient and len(path.encode()) <= MAX_PATH:
         clauses.append(f"for {path}")
-    return _field(clauses, arrival.at, utf8=arrival.smtputf8)
+    return _folded(clauses, _DATE)
 
 
 def _protocol(arrival: Arrival) -> str:
@@ -103,7 +150,7 @@ def received_locally(by: str, queue_id: str, at: float, uid: int) -> bytes:
         f"by {_name(by)} (local, uid {uid})",
         f"with local id {_name(queue_id)}",
     ]
-    return _field(clauses, at, utf8=False)
+    return _folded(clauses, date(at)).encode("ascii", "replace")
 
 
 def date(seconds: float) -> str:
@@ -144,18 +191,18 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def _field(clauses: Iterable[str], at: float, *, utf8: bool) -> bytes:
+def _folded(clauses: Iterable[str], when: str) -> str:
+    """Return a field of these clauses in lines that are not too long."""
     *others, last = clauses
     lines = ["Received:"]
-    for clause in (*others, f"{last};", date(at)):
+    for clause in (*others, f"{last};", when):
         if _fits(f"{lines[-1]} {clause}"):
             lines[-1] += f" {clause}"
         elif _fits(f"\t{clause}") and len(lines[-1]) > len("Received:"):
             lines.append(f"\t{clause}")
         else:
             _append_words(lines, clause)
-    charset = "utf-8" if utf8 else "ascii"
-    return "".join(f"{line}\r\n" for line in lines).encode(charset, "replace")
+    return "".join(f"{line}\r\n" for line in lines)
 
 
 def _append_words(lines: list[str], clause: str) -> None:

@@ -14,6 +14,9 @@ person that mixes up upper and lower case, or 1 and l, cannot confuse two of the
 
 _TIME_DIGITS = 11
 _ENTROPY_DIGITS = 9
+# Two digits at a time, as an id is made for every message.
+_PAIRS = tuple(a + b for a in _DIGITS for b in _DIGITS)
+_PLACES = tuple(range(5 * (_TIME_DIGITS + _ENTROPY_DIGITS - 2), -1, -10))
 _LATEST = 32**_TIME_DIGITS / 1_000_000
 
 ENTROPY_BYTES = 6
@@ -31,9 +34,8 @@ def new_id(now: float, entropy: bytes) -> str:
         message = f"no queue id for time {now} and {len(entropy)} random bytes"
         raise ValueError(message)
     random = int.from_bytes(entropy[:ENTROPY_BYTES], "big") >> 3
-    return _digits(int(now * 1_000_000), _TIME_DIGITS) + _digits(
-        random, _ENTROPY_DIGITS
-    )
+    number = int(now * 1_000_000) << 5 * _ENTROPY_DIGITS | random
+    return "".join([_PAIRS[number >> place & 1023] for place in _PLACES])
 
 
 def is_id(text: str) -> bool:
@@ -48,12 +50,6 @@ def destination(address: str) -> str:
     section 4.5.1).
     """
     return address.rpartition("@")[2].lower() if "@" in address else ""
-
-
-def _digits(number: int, count: int) -> str:
-    return "".join(
-        _DIGITS[number >> 5 * place & 31] for place in range(count - 1, -1, -1)
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import binascii
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal, TypeAlias, assert_never
 
 from vnsmail.model import Notify, Ret
@@ -183,6 +184,13 @@ def parse(line: bytes) -> Command:
     Raises:
         SmtpSyntaxError: it is none, with the reply that says why.
     """
+    # The same short lines come again and again. None with a password is kept.
+    if len(line) <= _SHORT and line[:4].upper() != b"AUTH":
+        return _parse_again(line)
+    return _parse(line)
+
+
+def _parse(line: bytes) -> Command:
     if len(line) > MAX_COMMAND - len("\r\n") and (
         len(line) > _LONGER.get(line[:5].upper(), MAX_COMMAND) - len("\r\n")
     ):
@@ -202,6 +210,10 @@ def parse(line: bytes) -> Command:
     if not _VERB.fullmatch(verb):
         _refuse(500, "5.5.2", "this is not a command")
     return Unknown(verb)
+
+
+_SHORT = 100
+_parse_again = lru_cache(maxsize=4096)(_parse)
 
 
 def encode(command: Command) -> bytes:

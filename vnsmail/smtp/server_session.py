@@ -106,31 +106,36 @@ class ServerSession(Commands):
             RuntimeError: no question is open.
         """
         question = self._answered()
-        if question is None:
+        if question is None or self._hindered(question):
             return
-        if self._early and isinstance(question, Connected):
-            self._end(say.TALKED_EARLY)
-            return
-        if isinstance(question, TlsRequested) and self.buffered:
-            self._end(say.TALKED_BEFORE_TLS)
-            return
-        if isinstance(question, DataRequested) and self._chunk is not None:
-            self._begin_chunk(self._chunk)
-            self._advance()  # an empty chunk is whole without any input
-            return
-        accepted = _ACCEPTED[type(question)]
+        kind = type(question)
+        accepted = _ACCEPTED[kind]
         if text or enhanced or not accepted.reply:
             self._output.append(self._yes(accepted, text, enhanced))
         else:
             self._output.append(accepted.reply)
-        if isinstance(question, RecipientRequested):
+        if kind is RecipientRequested:
             self._recipients += 1
-        elif isinstance(question, MessageReceived):
+        elif kind is MessageReceived:
             self._errors = 0
-        elif isinstance(question, AuthRequested | AuthResponse):
+        elif accepted.step is EndOfAuth:
             self.signed_in = True
         self._state = TRANSITIONS[self._state][accepted.step]
         self._go_on()
+
+    def _hindered(self, question: Question) -> bool:
+        """Do what follows from a yes where that is no reply, or another one."""
+        kind = type(question)
+        if self._early and kind is Connected:
+            self._end(say.TALKED_EARLY)
+        elif kind is TlsRequested and self.buffered:
+            self._end(say.TALKED_BEFORE_TLS)
+        elif kind is DataRequested and self._chunk is not None:
+            self._begin_chunk(self._chunk)
+            self._advance()  # an empty chunk is whole without any input
+        else:
+            return False
+        return True
 
     def reject(self, reply: Reply) -> None:
         """Answer the open question with no.
