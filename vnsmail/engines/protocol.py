@@ -94,6 +94,10 @@ class OwnerFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     resolvers: tuple[str, ...] = ()
     """Name servers of its own, asked from its own address; none: those of vnsmail."""
 
+    def __repr__(self) -> str:
+        # It has what proves who users are, and a secret.
+        return f"OwnerFacts({self.owner!r}, …)"
+
 
 class LocalMail(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A message that a local command left in the drop, or hands over."""
