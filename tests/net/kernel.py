@@ -31,6 +31,7 @@ from vnsmail.net.steps import (
     Connect,
     JoinBridge,
     MakeNamespace,
+    MakeVlan,
     RemoveAddress,
     RemoveAlias,
     RemoveGateway,
@@ -87,7 +88,7 @@ class Kernel:
     @perform.register
     def _(self, step: RemoveNamespace) -> None:
         gone = self.namespaces.pop(step.name)
-        if gone.link and gone.link.below:
+        if gone.link and gone.link.kind == "veth":
             self._forget_port(gone.link.below)
 
     @perform.register
@@ -113,6 +114,14 @@ class Kernel:
         self._change(step.into, link=link)
 
     @perform.register
+    def _(self, step: MakeVlan) -> None:
+        assert step.name not in self.links
+        below = self.links[step.link]
+        self.links[step.name] = Link(
+            step.name, "vlan", up=False, mtu=below.mtu, ours=True
+        )
+
+    @perform.register
     def _(self, step: JoinBridge) -> None:
         assert self.links[step.bridge].kind == "bridge"
         self._change_link(step.port, master=step.bridge)
@@ -122,7 +131,8 @@ class Kernel:
         if step.namespace:
             gone = self._inside(step.namespace)
             self._change(step.namespace, link=None, gateways=())
-            self._forget_port(gone.below)
+            if gone.kind == "veth":
+                self._forget_port(gone.below)
             return
         assert self.links[step.link].ours
         self._forget_port(step.link)

@@ -95,7 +95,8 @@ def _host(draw, name, number):
     kept = draw(st.lists(st.sampled_from(gateways), unique=True)) if has_routers else ()
     found = host(name, *chosen, link=link, uplink=uplink, gateways=kept)
     mtu = draw(st.sampled_from([None, 1300, 1450])) if uplink else None
-    return replace(found, mtu=mtu)
+    vlan = draw(st.sampled_from([None, 7, 8])) if uplink == "macvlan" else None
+    return replace(found, mtu=mtu, vlan=vlan)
 
 
 BR1 = Link("br1", "bridge", mtu=1500)
@@ -160,6 +161,16 @@ def states(draw):
     answered = draw(
         st.lists(st.tuples(st.sampled_from(["eth0", "br0"]), _ROUTED), unique=True)
     )
+    ours += [
+        Link(
+            names.vlan(INSTANCE, "eth0", tag),
+            "vlan",
+            up=draw(st.booleans()),
+            mtu=draw(st.sampled_from([1400, 1500])),
+            ours=True,
+        )
+        for tag in draw(st.lists(st.sampled_from([7, 9]), unique=True))
+    ]
     touched = {link for link, _ in answered}
     machine = [
         replace(x, settings=draw(_SETTINGS)) if x.name in touched else x
@@ -191,6 +202,8 @@ def _namespace(draw, name, ports):
     if draw(st.integers(0, 3)) == 0:
         return Namespace(full, loopback_up=draw(st.booleans()))
     below = [("macvlan", "eth0"), ("macvlan", "br0"), ("macvlan", ""), ("vlan", "")]
+    # On one of ours for a tag, which may be there or have gone.
+    below += [("macvlan", names.vlan(INSTANCE, "eth0", 7))]
     if name in ports:
         # A veth end inside is there exactly as long as the other end.
         below = [("veth", names.link(INSTANCE, name)), ("macvlan", "eth0")]

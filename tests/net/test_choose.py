@@ -235,3 +235,24 @@ def test_chosen_or_refused(chosen, context, requested):
 
 def test_ports_are_what_the_fixture_says():
     assert "br0" == ETH1.master
+
+
+class TestTagged:
+    """Of a tagged network the machine knows nothing: it is believed what is said."""
+
+    def test_any_address_on_a_named_link(self):
+        found = choose_link(
+            addresses("10.5.0.11/24"), MACHINE, Context.NAMESPACE, "eth0", tagged=True
+        )
+
+        assert ("eth0", Uplink.MACVLAN) == found
+
+    def test_the_link_has_to_be_named(self):
+        with pytest.raises(BadInput, match="name the link"):
+            choose_link(
+                addresses("192.0.2.11/24"),
+                MACHINE,
+                Context.NAMESPACE,
+                None,
+                tagged=True,
+            )

@@ -29,6 +29,7 @@ def with_(facts, *gateways, **changes):
         with_(BRIDGED, mtu=68),
         with_(BOTH, "10.77.0.1", "fe80::1", mtu=1280),
         with_(ALIAS, "192.0.2.1"),
+        with_(host("alpha.example", link="eth0", uplink="macvlan"), vlan=7),
     ],
 )
 def test_what_can_be_had(wanted):

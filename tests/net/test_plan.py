@@ -177,6 +177,50 @@ class TestWhole:
         assert ["remove address 192.0.2.11 from eth0"] == described([], made(wanted))
 
 
+class TestVlan:
+    ONE = replace(
+        host("alpha.example", "10.5.0.11/24", link="eth0", uplink="macvlan"), vlan=42
+    )
+    TWO = replace(
+        host("beta.example", "10.5.0.12/24", link="eth0", uplink="macvlan"), vlan=42
+    )
+    NAME = names.vlan(INSTANCE, "eth0", 42)
+
+    def test_one_link_for_all_of_a_tag(self):
+        """It comes with the first host of its tag, and goes with the last."""
+        found = described([self.ONE, self.TWO], MACHINE)
+
+        assert [
+            f"make link {self.NAME} for tag 42 on eth0",
+            f"set {self.NAME} up",
+            f"make namespace {NS}",
+            f"connect {NS} to {self.NAME} by macvlan",
+        ] == found[:4]
+        both = made(self.ONE, self.TWO)
+        assert [] == described([self.ONE, self.TWO], both)
+        assert f"remove link {self.NAME}" not in described([self.TWO], both)
+        assert [
+            f"remove link eth0 in {NS}",
+            f"remove namespace {NS}",
+            f"remove link {self.NAME}",
+        ] == described([], made(self.ONE))
+
+    def test_another_tag(self):
+        """The host moves, and the old link goes: nobody else has the tag."""
+        other = names.vlan(INSTANCE, "eth0", 43)
+        found = described([replace(self.ONE, vlan=43)], made(self.ONE))
+
+        assert f"remove link {self.NAME}" in found
+        assert f"make link {other} for tag 43 on eth0" in found
+        assert f"connect {NS} to {other} by macvlan" in found
+
+    def test_alone(self):
+        """A plan for one host makes its link for the tag, and removes it."""
+        after = plan(Desired(()), made(self.ONE), INSTANCE, self.ONE.name)
+
+        assert f"remove link {self.NAME}" in [step.describe() for step in after]
+
+
 class TestHalf:
     def test_file_without_namespace(self):
         """A namespace that was being made when the power went is made."""
@@ -471,7 +515,17 @@ def _as_desired(desired, actual):
     assert all(
         (r.table, r.address.version) in last for r in actual.rules if r.table != 254
     )
-    ours = {link.name: link for link in actual.links if link.ours}
+    ours = {x.name: x for x in actual.links if x.ours and x.kind != "vlan"}
+    tagged = {names.vlan(INSTANCE, h.link, h.vlan): h for h in desired if h.vlan}
+    assert tagged.keys() == {
+        x.name for x in actual.links if x.ours and x.kind == "vlan"
+    }
+    assert all(x.up for x in actual.links if x.name in tagged)
+    for h in desired:
+        if h.uplink == "macvlan":
+            below = names.vlan(INSTANCE, h.link, h.vlan) if h.vlan else h.link
+            link = found[names.namespace(INSTANCE, h.name)].link
+            assert ("macvlan", below) == (link.kind, link.below)
     paired = {
         names.link(INSTANCE, h.name): h
         for h in inside.values()

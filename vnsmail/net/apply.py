@@ -20,13 +20,14 @@ from vnsmail.errors import NetworkStepFailed
 from vnsmail.model import Uplink
 from vnsmail.net import messages, names, namespaces, requests, sysctl
 from vnsmail.net.announce import announce
-from vnsmail.net.netlink import Kernel
+from vnsmail.net.netlink import Kernel, Refusal
 from vnsmail.net.requests import NO_DEVICE, REQUESTS
 from vnsmail.net.steps import (
     AddAlias,
     AddProxy,
     Connect,
     MakeNamespace,
+    MakeVlan,
     RemoveAddress,
     RemoveAlias,
     RemoveGateway,
@@ -153,12 +154,29 @@ class Performer:
         for (step, _), refusal in zip(asked, answers, strict=True):
             if refusal is None or refusal.errno in REQUESTS[type(step)][1]:
                 continue
+            if isinstance(step, MakeVlan):
+                self._judge_vlan(step, refusal)
+                continue
             if isinstance(step, AddAlias) and refusal.errno == errno.EEXIST:
                 if _has_alias(step, kernel, self._mark):
                     continue
                 refused = _foreign("address")
                 raise _failed(step, errno.EEXIST, refused.strerror or "")
             raise _failed(step, refusal.errno, refusal.reason)
+
+    def _judge_vlan(self, step: MakeVlan, refusal: Refusal) -> None:
+        """Raise unless the link is there already, and ours."""
+        if refusal.errno == errno.EOPNOTSUPP:
+            reason = "this kernel has no VLANs; load the module 8021q"
+            raise _failed(step, refusal.errno, reason)
+        if refusal.errno != errno.EEXIST:
+            raise _failed(step, refusal.errno, refusal.reason)
+        # One of that tag is there under another name, or something under this one.
+        if not _exists(step.name, self._machine):
+            reason = f"somebody else uses tag {step.tag} on {step.link}; give its link"
+            raise _failed(step, refusal.errno, reason)
+        if not self._is_ours(step.name, self._machine):
+            raise _failed(step, errno.EEXIST, _foreign("link").strerror or "")
 
     def remove_links(self, _: str, steps: Sequence[Step]) -> None:
         """Remove links, many at a time: nearly all of it is waiting."""

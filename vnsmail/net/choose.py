@@ -20,6 +20,8 @@ def choose_link(
     context: Context,
     requested: str | None,
     uplink: Uplink | None = None,
+    *,
+    tagged: bool = False,
 ) -> tuple[str, Uplink | None]:
     """Return the machine's link for a virtual host, and how its namespace uses it.
 
@@ -29,17 +31,22 @@ def choose_link(
         context: where its sockets will live.
         requested: the link the user named, if any.
         uplink: how the user wants it used; without it as fits the link.
+        tagged: the host is on a tagged network of the link, of which the machine knows
+            nothing.
 
     Raises:
         BadInput: no link reaches an address, or the one named cannot be used, or not so.
         Taken: the machine has an address already.
     """
     _refuse_taken(addresses, actual)
+    if tagged and requested is None:
+        remedy = "name the link whose packets are tagged; no network tells which it is"
+        raise BadInput("link", "none", remedy)
     if requested is None:
         link = _link_of(addresses[0], actual)
     else:
         link = _usable(requested, actual)
-    for address in addresses:
+    for address in () if tagged else addresses:
         _refuse_unreachable(address, link, named=requested is not None)
         if context is Context.NAMESPACE and uplink is not Uplink.ROUTED:
             _refuse_lonely(address, link)

@@ -93,14 +93,16 @@ def _check_routed(host: VirtualHost, link: Link, actual: Actual) -> None:
 def _check_vlan(host: VirtualHost) -> None:
     if host.vlan is None:
         return
+    if host.uplink is Uplink.MACVLAN:
+        if not 1 <= host.vlan <= 4094:
+            raise BadInput("vlan", str(host.vlan), "choose one from 1 to 4094")
+        return
     remedy = {
         None: "an alias has no vlan of its own; name a link that has the tag",
         Uplink.ROUTED: "nothing is tagged on a routed uplink; name a link that has "
         "the tag",
-        Uplink.BRIDGE: f"{host.link} is a bridge, on which all hosts are in one "
-        "network; use a bridge of the tagged link, or a link that is none",
-        Uplink.MACVLAN: f"tags are not made on {host.link}; use a link that has the "
-        "tag",
+        Uplink.BRIDGE: f"{host.link} is a bridge, and what is on it has one network; "
+        "use a bridge over a link that has the tag, or a link that is in no bridge",
     }[host.uplink]
     raise BadInput("vlan", str(host.vlan), remedy)
 

@@ -113,6 +113,15 @@ def link(instance: str, host: str) -> str:
     return prefix + _letters(host, LINK_LIMIT - len(prefix))
 
 
+def vlan(instance: str, link: str, tag: int) -> str:
+    """Return the name of our link for a tag on a link of the machine.
+
+    The dot tells it from the link of a host.
+    """
+    prefix = f"vns{instance or '-'}."
+    return prefix + _letters(f"{link}.{tag}", LINK_LIMIT - len(prefix))
+
+
 def remark(instance: str, host: str) -> str:
     """Return what ``ip link`` shows people of a link of ours."""
     return f"vnsmail:{instance}:{host}"[: _REMARK_LIMIT - len(ARRIVING)]

@@ -33,6 +33,7 @@ from vnsmail.net.steps import (
     Connect,
     JoinBridge,
     MakeNamespace,
+    MakeVlan,
     RemoveAddress,
     RemoveAlias,
     RemoveGateway,
@@ -81,14 +82,17 @@ def plan(
     kept = {(a.link, a.address) for a in actual.aliases if a.quiet} & aliases.keys()
     if only is not None:
         there = there.of(only, instance)
+    vlans = _Vlans(inside, hosts, actual, instance)
     routing = Routing(inside, actual, instance, only)
     by_source = BySource(desired.hosts, actual, instance)
     return (
         *routing.surplus(),
         *_surplus(hosts, there),
         *(step for host in hosts for step in host.surplus()),
+        *vlans.surplus(),
         *_surplus_aliases(actual.aliases, kept),
         *by_source.surplus(),
+        *vlans.missing(),
         *(step for host in hosts for step in host.missing()),
         *routing.missing({host.port for host in hosts if host.is_kept}),
         *by_source.missing(),
@@ -112,6 +116,10 @@ class _There:
         link = self.links.get(name)
         return link if link is not None and link.ours else None
 
+    def is_pair(self, link: Link) -> bool:
+        """Return whether the other end of a namespace's link is ours."""
+        return link.kind == "veth" and self.ours(link.below) is not None
+
     def of(self, host: HostName, instance: str) -> "_There":
         """Return what is there of one host."""
         port, inside = names.link(instance, host), names.namespace(instance, host)
@@ -134,11 +142,11 @@ def _surplus(hosts: Collection["_Host"], there: _There) -> Iterator[Step]:
     ports = {host.port for host in hosts}
     namespaces = {host.namespace for host in hosts}
     for link in there.links.values():
-        if link.ours and link.name not in ports:
+        if link.ours and link.name not in ports and link.kind != "vlan":
             yield RemoveLink(link.name)
     gone = [n for n in there.namespaces.values() if n.name not in namespaces]
     for each in gone:
-        if each.link is not None and there.ours(each.link.below) is None:
+        if each.link is not None and not there.is_pair(each.link):
             yield RemoveLink(each.link.name, each.name)
     for each in gone:
         yield RemoveNamespace(each.name)
@@ -163,6 +171,47 @@ def _refuse_same_ports(hosts: Iterable[VirtualHost], instance: str) -> None:
                 raise Taken("virtual host", host.name, remedy)
 
 
+class _Vlans:
+    """Our links for tags: one for all hosts with the same tag on the same link."""
+
+    def __init__(
+        self,
+        inside: Iterable[VirtualHost],
+        hosts: Iterable["_Host"],
+        actual: Actual,
+        instance: str,
+    ) -> None:
+        """``inside`` are all hosts with namespaces, ``hosts`` those to plan for."""
+        self._links = {link.name: link for link in actual.links}
+        self._wanted = {
+            names.vlan(instance, host.link, host.vlan)
+            for host in inside
+            if host.vlan is not None
+        }
+        self._hosts = [host for host in hosts if host.facts.vlan is not None]
+
+    def surplus(self) -> Iterator[Step]:
+        """Return the steps that remove links for tags that no host has any more."""
+        for link in self._links.values():
+            if link.ours and link.kind == "vlan" and link.name not in self._wanted:
+                yield RemoveLink(link.name)
+
+    def missing(self) -> Iterator[Step]:
+        """Return the steps that make links for tags, before hosts stand on them."""
+        for name, facts in {host.parent: host.facts for host in self._hosts}.items():
+            assert facts.vlan is not None  # noqa: S101  that is what they are here for
+            there = self._links.get(name)
+            if there is None or not there.ours:
+                yield MakeVlan(name, facts.link, facts.vlan, facts.name)
+            else:
+                # What is tagged is as large as what is not: it follows only downwards.
+                below = reduced(None, self._links.get(facts.link))
+                if there.mtu != below:
+                    yield SetMtu(name, below)
+            if there is None or not there.up:
+                yield SetPortUp(name, HostName(f"{facts.link}.{facts.vlan}"))
+
+
 class _Host:
     """One virtual host with a namespace, as it should be and as it is."""
 
@@ -172,6 +221,10 @@ class _Host:
         self._routed = facts.uplink is Uplink.ROUTED
         paired = facts.uplink in {Uplink.BRIDGE, Uplink.ROUTED}
         self.port = names.link(instance, facts.name) if paired else ""
+        self.parent = facts.link
+        """What a macvlan stands on: the link, or ours for the tag."""
+        if facts.vlan is not None:
+            self.parent = names.vlan(instance, facts.link, facts.vlan)
         self._addresses, self._routers = facts.addresses, facts.gateways
         if self._routed:
             # Alone on its wire, it reaches everybody by the machine.
@@ -199,7 +252,7 @@ class _Host:
             if self._outer is not None:
                 yield RemoveLink(self._outer.name)
             # If its other end is ours, that is surplus too, and both go at once.
-            if self._old is not None and self._there.ours(self._old.below) is None:
+            if self._old is not None and not self._there.is_pair(self._old):
                 yield RemoveLink(self._old.name, self.namespace)
             return
         for gateway in self._gateways():
@@ -236,7 +289,7 @@ class _Host:
                 into=self.namespace,
                 host=self.facts.name,
                 uplink=self.facts.uplink or Uplink.MACVLAN,
-                link=self.facts.link,
+                link=self.parent,
                 port=self.port,
                 mtu=mtu,
                 outer_mtu=self._outer_mtu(),
@@ -291,7 +344,7 @@ class _Host:
                 and self._outer is not None
                 and self._outer.router == self._routed
             )
-        return link.kind == "macvlan" and link.below == self.facts.link
+        return link.kind == "macvlan" and link.below == self.parent
 
     def _mtu(self) -> int:
         return reduced(self.facts.mtu, self._there.links.get(self.facts.link))

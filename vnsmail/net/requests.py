@@ -6,6 +6,7 @@ message that makes it (names.py).
 """
 
 import errno
+import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -32,6 +33,7 @@ from vnsmail.net.steps import (
     AddTableRoute,
     Connect,
     JoinBridge,
+    MakeVlan,
     RemoveAddress,
     RemoveAlias,
     RemoveGateway,
@@ -52,6 +54,7 @@ _INFO, _REMARK, _GROUP, _NAMESPACE_FD = 18, 20, 27, 28
 _KIND, _DATA = 1, 2
 _PORT_KIND, _PORT_DATA, _PORT_ISOLATED = 4, 5, 33
 _PEER = 1
+_VLAN_ID = 1
 _MACVLAN_MODE, _MACVLAN_BRIDGE = 1, 4
 _LABEL, _LIFETIMES, _FLAGS, _METRIC = 3, 6, 8, 9
 _NODAD, _NOPREFIXROUTE = 0x02, 0x200
@@ -101,6 +104,17 @@ def connect(step: Connect, index: Index, mark: int, fd: int) -> bytes:
         *outside,
         nested(_INFO, text(_KIND, "veth"), nested(_DATA, peer)),
         name=step.port,
+    )
+    return message(messages.NEW_LINK, CREATE | EXCLUSIVE, body)
+
+
+def _make_vlan(step: MakeVlan, index: Index, mark: int) -> bytes:
+    tag = attribute(_VLAN_ID, step.tag.to_bytes(2, sys.byteorder))
+    body = messages.link(
+        number(_GROUP, mark),
+        number(_BELOW, index(step.link)),
+        nested(_INFO, text(_KIND, "vlan"), nested(_DATA, tag)),
+        name=step.name,
     )
     return message(messages.NEW_LINK, CREATE | EXCLUSIVE, body)
 
@@ -338,6 +352,7 @@ _Request: TypeAlias = Callable[[Any, Index, int], bytes]
 NO_DEVICE = {errno.ENODEV, errno.ENXIO}
 
 REQUESTS: dict[type[Step], tuple[_Request, set[int]]] = {
+    MakeVlan: (_make_vlan, set()),
     JoinBridge: (_join_bridge, set()),
     SetMtu: (_set_mtu, set()),
     SetUp: (_set_up, set()),

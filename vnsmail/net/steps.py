@@ -62,6 +62,21 @@ class Connect:
 
 
 @dataclass(frozen=True, slots=True)
+class MakeVlan:
+    """Make a link for a tag on a link of the machine; it is down (IEEE 802.1Q)."""
+
+    name: str
+    link: str
+    tag: int
+    host: HostName
+    """One of those who use it."""
+    namespace: ClassVar[str] = ""
+
+    def describe(self) -> str:
+        return f"make link {self.name} for tag {self.tag} on {self.link}"
+
+
+@dataclass(frozen=True, slots=True)
 class JoinBridge:
     """Make a port of ours, which exists, a port of this bridge."""
 
@@ -342,6 +357,7 @@ Step: TypeAlias = (
     MakeNamespace
     | RemoveNamespace
     | Connect
+    | MakeVlan
     | JoinBridge
     | RemoveLink
     | SetMtu

@@ -160,6 +160,8 @@ def _tenant(declared: DeclaredHost, before: Tenant | None, actual: Actual) -> Te
         authentication=table.authentication,
     )
     routers = host.context is Context.NAMESPACE and uplink is not Uplink.ROUTED
+    # The machine's routers are not on a tagged network.
+    routers = routers and table.vlan is None
     if routers and table.gateways is None:
         host = replace(host, gateways=_gateways(host, old, actual))
     check(host, actual, old)
@@ -185,12 +187,22 @@ def _link(
         and old.addresses == table.addresses
         and table.link in {None, old.link}
         and table.uplink in {None, old.uplink}
+        and table.vlan == old.vlan
     ):
         return old.link, old.uplink
     requested = table.link
-    if requested is None and old is not None and _reaches(old.link, table, actual):
-        requested = old.link
-    return choose_link(table.addresses, actual, table.context, requested, table.uplink)
+    if requested is None and old is not None:
+        tagged = table.vlan is not None
+        if tagged or _reaches(old.link, table, actual):
+            requested = old.link
+    return choose_link(
+        table.addresses,
+        actual,
+        table.context,
+        requested,
+        table.uplink,
+        tagged=table.vlan is not None,
+    )
 
 
 def _reaches(link: str, table: file.HostTable, actual: Actual) -> bool:

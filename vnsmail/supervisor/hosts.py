@@ -425,7 +425,8 @@ class Hosts:
         link, chosen = self._link(
             request, addresses, context, uplink, actual, existing if same else None
         )
-        if context is Context.NAMESPACE and chosen is not Uplink.ROUTED:
+        own = context is Context.NAMESPACE and chosen is not Uplink.ROUTED
+        if own and request.vlan is None:
             gateways = gateways or choose_gateways(addresses, actual, link)
         extra = tuple(domain_name(text) for text in request.domains)
         host = VirtualHost(
@@ -458,7 +459,14 @@ class Hosts:
             and uplink in {None, same.uplink}
         ):
             return same.link, same.uplink
-        return choose_link(addresses, actual, context, request.link, uplink)
+        return choose_link(
+            addresses,
+            actual,
+            context,
+            request.link,
+            uplink,
+            tagged=request.vlan is not None,
+        )
 
     def service(self, host: VirtualHost) -> Service:
         """Return how a host is served."""
