@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 
+import msgspec
 import pytest
 
 from integration.broker_network import (
@@ -95,6 +96,37 @@ def test_listeners_are_heard_from_outside():
                         accepted, peer = sock.accept()
                         with accepted:
                             assert peer[0] == NEIGHBOUR[6 if ":" in address else 4]
+
+
+@alone()
+def test_another_namespace_of_the_same_name_is_not_entered():
+    """Somebody removed it and made one of that name, with the same addresses even."""
+    with situation() as (neighbour, broker):
+        which = namespaces.inside("one", namespaces.identity)
+        made = msgspec.structs.replace(ONE, identity=which)
+        worker = broker.attach("worker-0", made)
+        connected(worker.connectable(made)).close()
+        assert "10.77.0.11" == neighbour.visitor(4)
+        ip("netns del one")
+        ip("netns add one")
+        inside("one", "link set lo up")
+        for address in made.addresses:
+            nodad = " nodad" if ":" in address else ""
+            inside("one", f"addr add {address} dev lo{nodad}")
+
+        for version in (4, 6):
+            with pytest.raises(SourceUnavailable, match="not the one that was made"):
+                worker.connectable(made, version)
+        with pytest.raises(
+            (OSError, SourceUnavailable), match="not the one that was made"
+        ):
+            worker.listener(made, "10.77.0.11")
+        assert [] == ss("one", "-l")
+        again = msgspec.structs.replace(
+            made, identity=namespaces.inside("one", namespaces.identity)
+        )
+        worker = broker.attach("worker-1", again)
+        worker.connectable(again).sock.close()
 
 
 @alone()

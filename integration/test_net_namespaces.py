@@ -250,3 +250,17 @@ def test_many_makers_at_once():
     assert () == namespaces.existing()
     mounts = Path("/proc/self/mountinfo").read_text()
     assert "nsfs" not in mounts
+
+
+@alone()
+def test_no_two_have_one_identity():
+    """Also not one after the other, with the same name and the same inode."""
+    fresh()
+    seen = []
+    for _ in range(5):
+        namespaces.make("one")
+        seen.append(namespaces.inside("one", namespaces.identity))
+        assert seen[-1] == namespaces.inside("one", namespaces.identity)
+        namespaces.remove("one")
+
+    assert 5 == len(set(seen) - {namespaces.identity()})

@@ -330,3 +330,18 @@ def test_a_server_of_a_family_the_host_has_not(policy):
 def test_the_machine_has_no_servers_of_its_own(policy):
     with pytest.raises(BrokerRefused):
         policy.grant("wm", [HostGrant(MACHINE, "", (), 0, ("10.0.0.54",))])
+
+
+def test_which_namespace_it_is_goes_along():
+    """Every socket of a host is opened in the namespace that was made for it."""
+    policy = Policy()
+    policy.configure([25], ["192.0.2.53"])
+    grant = HostGrant("a.example", "vns-a", ("10.0.0.1",), 0, ("10.0.0.53",), 77)
+    policy.grant("w", [grant])
+    found = [
+        policy.decide("w", OpenConnectable(1, "a.example", 4)),
+        policy.decide("w", OpenListener(2, "a.example", "10.0.0.1", 25)),
+    ]
+
+    opened = [each for each in found if isinstance(each, Connectable | Listener)]
+    assert [77, 77] == [opening.identity for opening in opened]

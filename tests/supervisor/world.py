@@ -92,6 +92,7 @@ class World:
             self.kill_after -= 1
             self.kernel.perform(step)
             self.done.append(words)
+        return {}
 
     def hosts(self, instance):
         """Return the names of those whose namespace is there, and the aliases."""

@@ -33,6 +33,8 @@ class Connectable:
     """The address to bind it to; None, for the machine only: the kernel chooses."""
     mark: int = 0
     """See HostGrant; 0: none."""
+    identity: int = 0
+    """Of the namespace; see HostGrant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,8 @@ class Listener:
     family: Family
     source: str
     port: int
+    identity: int = 0
+    """Of the namespace; see HostGrant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,8 @@ class Resolver:
     source: str | None = None
     """The address to bind it to; None, for the machine only: the kernel chooses."""
     mark: int = 0
+    identity: int = 0
+    """Of the namespace; see HostGrant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,7 @@ class _Granted:
     """What to bind to, by family."""
     mark: int = 0
     resolvers: frozenset[IPAddress] = frozenset()
+    identity: int = 0
 
 
 Opening: TypeAlias = Connectable | Listener | Resolver
@@ -143,7 +150,7 @@ class Policy:
         family = Family(request.family)
         if family in host.sources:
             source = host.sources[family]
-            return Connectable(host.namespace, family, source, host.mark)
+            return Connectable(host.namespace, family, source, host.mark, host.identity)
         reason = f"it has no IPv{request.family} address"
         return protocol.Unavailable(request.id, EAFNOSUPPORT, reason, None)
 
@@ -157,7 +164,9 @@ class Policy:
         if request.port not in self._ports:
             raise _no("port", f"nobody may listen on port {request.port}")
         family = Family(address.version)
-        return Listener(host.namespace, family, str(address), request.port)
+        return Listener(
+            host.namespace, family, str(address), request.port, host.identity
+        )
 
     def _resolver(
         self, worker: str, request: protocol.OpenResolver
@@ -186,6 +195,7 @@ class Policy:
             host.namespace,
             host.sources[family],
             host.mark,
+            host.identity,
         )
 
     def _owned(self, worker: str, owner: str) -> _Granted:
@@ -216,7 +226,14 @@ def _sound(host: HostGrant) -> _Granted:
     for address in addresses:
         sources.setdefault(Family(address.version), str(address))
     resolvers = frozenset(_address(text, "name server") for text in host.resolvers)
-    return _Granted(host.namespace, frozenset(addresses), sources, host.mark, resolvers)
+    return _Granted(
+        host.namespace,
+        frozenset(addresses),
+        sources,
+        host.mark,
+        resolvers,
+        host.identity,
+    )
 
 
 def _address(text: str, what: str) -> IPAddress:

@@ -59,6 +59,9 @@ class HostGrant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Only in the machine's network: in a namespace of its own, all are the host's."""
     resolvers: Annotated[tuple[Address, ...], Meta(max_length=8)] = ()
     """Name servers that it asks from its own addresses, beside those of the machine."""
+    identity: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    """Which its network namespace is (net/namespaces.py): in another of that name no
+    socket is opened. 0 in the machine's network, which has no name."""
 
 
 # The supervisor asks ----------------------------------------------------------

@@ -1,8 +1,9 @@
 """Opening sockets in the network namespace they belong to. PRIVILEGED.
 
 Rules of this file: a socket is bound before anybody else sees it; if that fails it is
-closed, and the errno is the answer, never another socket. What is to be opened was
-decided by policy.py. The calling thread never leaves the machine's namespace.
+closed, and the errno is the answer, never another socket; so it is if the namespace is
+another than the one that was made, for a name can be given anew, or if the socket came
+out bound to another address. What is to be opened was decided by policy.py. The calling thread never leaves the machine's namespace.
 
 What a holder could do with a socket, as found on Linux 6.18 (the filter of
 supervisor/seccomp.py follows from it):
@@ -35,7 +36,7 @@ from typing import TypeAlias, assert_never
 from vnsmail.broker.policy import Connectable, Listener, Opening, Resolver
 from vnsmail.model import Family
 from vnsmail.net.guard_rules import MARK_OPTION
-from vnsmail.net.namespaces import Visitor
+from vnsmail.net.namespaces import Visitor, identity
 
 IP_BIND_ADDRESS_NO_PORT = 24
 """From linux/in.h. The port is chosen at connect, when the destination is known, so one
@@ -84,8 +85,13 @@ class Opener:
         results: list[Result] = [_NOTHING] * len(openings)
 
         def open_in(place: str) -> None:
+            here = identity() if place else 0
             for index in places[place]:
-                results[index] = _open(openings[index])
+                wanted = openings[index].identity
+                if wanted and wanted != here:
+                    results[index] = _replaced(place)
+                else:
+                    results[index] = _open(openings[index])
 
         if "" in places:
             open_in("")
@@ -122,13 +128,34 @@ def _not_entered(namespace: str, error: OSError) -> Failed:
     return Failed(error.errno or errno.EINVAL, reason)
 
 
+def _replaced(namespace: str) -> Failed:
+    reason = f"its network namespace {namespace} is not the one that was made for it"
+    return Failed(errno.ESTALE, reason)
+
+
+def _bind(sock: socket.socket, source: str, port: int = 0) -> None:
+    """Bind a socket, and make sure of where it is bound.
+
+    Raises:
+        OSError: it cannot be; EADDRNOTAVAIL also if it came out as another address.
+    """
+    sock.bind((source, port))
+    bound = sock.getsockname()[0]
+    if bound != source and _packed(sock, bound) != _packed(sock, source):
+        raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+
+
+def _packed(sock: socket.socket, address: str) -> bytes:
+    return socket.inet_pton(sock.family, address)
+
+
 def _connectable(opening: Connectable) -> int:
     with _stream(opening.family) as sock:
         if opening.mark:
             sock.setsockopt(socket.SOL_SOCKET, MARK_OPTION, opening.mark)
         if opening.source is not None:
             sock.setsockopt(socket.SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-            sock.bind((opening.source, 0))
+            _bind(sock, opening.source)
         return sock.detach()
 
 
@@ -136,7 +163,7 @@ def _listener(opening: Listener) -> int:
     with _stream(opening.family) as sock:
         # Else connections of an earlier listener in TIME_WAIT would keep it away.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((opening.source, opening.port))
+        _bind(sock, opening.source, opening.port)
         sock.listen(BACKLOG)
         return sock.detach()
 
@@ -148,7 +175,7 @@ def _resolver(opening: Resolver) -> int:
             sock.setsockopt(socket.SOL_SOCKET, MARK_OPTION, opening.mark)
         if opening.source is not None:
             sock.setsockopt(socket.SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-            sock.bind((opening.source, 0))
+            _bind(sock, opening.source)
         _hear_only(sock, opening.server, DNS_PORT)
         # A TCP connection takes its time; whoever writes waits for it.
         with contextlib.suppress(BlockingIOError):

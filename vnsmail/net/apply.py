@@ -70,8 +70,10 @@ INSIDE = {
 """How a namespace differs from one that is new (ip-sysctl in the kernel's manual)."""
 
 
-def apply(steps: Iterable[Step], instance: str) -> None:
-    """Perform steps in their order.
+def apply(steps: Iterable[Step], instance: str) -> dict[str, int]:
+    """Perform steps in their order; returns which namespaces were made, by name.
+
+    Names may be given anew later; the number (namespaces.identity) is theirs alone.
 
     Raises:
         NetworkStepFailed: the kernel refused one; of those after it, some for the same
@@ -79,16 +81,19 @@ def apply(steps: Iterable[Step], instance: str) -> None:
     """
     todo = list(steps)
     if not todo:
-        return
+        return {}
     with namespaces.Visitor() as visitor:
-        visitor.perform(lambda place: _perform(place, todo, instance))
+        return visitor.perform(lambda place: _perform(place, todo, instance))
 
 
-def _perform(place: namespaces.Place, steps: Sequence[Step], instance: str) -> None:
+def _perform(
+    place: namespaces.Place, steps: Sequence[Step], instance: str
+) -> dict[str, int]:
     with Performer(place, instance) as performer:
         for (where, way), group in itertools.groupby(steps, key=_way):
             way(performer, where, list(group))
         performer.tell_neighbours()
+        return performer.made
 
 
 def _failed(step: Step, number: int, detail: str) -> NetworkStepFailed:
@@ -107,6 +112,8 @@ class Performer:
         self._changed: dict[str, None] = {}
         self._joined: dict[str, str] = {}
         """Ports that were made now, on bridges, each with its remark."""
+        self.made: dict[str, int] = {}
+        """Namespaces that are ours for certain, and which they are."""
 
     def __enter__(self) -> Self:
         return self
@@ -230,12 +237,14 @@ class Performer:
         self._place.go("")
         try:
             if self._place.make(step.name, prepare):
+                self.made[step.name] = namespaces.identity()
                 return
         except BaseException:
             self._leave()
             raise
         if not self._is_ours("lo", self._kernel(step.name)):
             raise _foreign("namespace")
+        self.made[step.name] = namespaces.identity()
 
     def remove_namespace(self, step: RemoveNamespace) -> None:
         with contextlib.suppress(FileNotFoundError):

@@ -133,6 +133,8 @@ class Namespace:
     """The link called eth0."""
     gateways: tuple[IPAddress, ...] = ()
     """Of its default routes over that link."""
+    identity: int = 0
+    """See namespaces.identity; zero if it is not known."""
 
 
 @dataclass(frozen=True, slots=True)

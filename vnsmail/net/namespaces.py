@@ -20,6 +20,8 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,6 +35,8 @@ _MS_REC = 0x4000
 _MS_SHARED = 1 << 20
 _MNT_DETACH = 2
 _NS_GET_NSTYPE = 0xB703  # ioctl_nsfs(2)
+_NETNS_COOKIE = 71  # asm-generic/socket.h
+_LARGEST_IDENTITY = 2**63 - 1
 _OWN = Path("/proc/thread-self/ns/net")  # /proc/self is that of the main thread
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -63,6 +67,22 @@ def open_namespace(name: str) -> int:
         pass
     os.close(fd)
     raise FileNotFoundError(2, "no network namespace has this name", str(path))
+
+
+def identity() -> int:
+    """Return which network namespace the calling thread is in.
+
+    Names can be given anew, and so can inodes: the kernel takes the lowest that is
+    free, so a namespace that is made right after another has gone has its number. A
+    cookie (socket(7), SO_NETNS_COOKIE, Linux 5.14) is nobody else's until the machine
+    starts anew. Without it the inode is what there is.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            cookie = sock.getsockopt(socket.SOL_SOCKET, _NETNS_COOKIE, 8)
+    except OSError:
+        return os.stat(_OWN).st_ino
+    return int.from_bytes(cookie, sys.byteorder) & _LARGEST_IDENTITY
 
 
 def enter(name: str) -> None:

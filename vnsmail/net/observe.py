@@ -155,6 +155,7 @@ def _namespace(name: str, machine: _View, mark: int) -> Namespace | None:
         loopback_up=loopback.up,
         link=found,
         gateways=tuple(dict.fromkeys(gateways)),
+        identity=namespaces.identity(),
     )
 
 

@@ -493,7 +493,11 @@ class Hosts:
         )
         instance = self._layout.instance
         if host.context is Context.NAMESPACE:
-            return Service(facts, names.namespace(instance, host.name))
+            return Service(
+                facts,
+                names.namespace(instance, host.name),
+                identity=self._network.identity(host.name),
+            )
         return Service(facts, "", socket_mark(instance, host.name))
 
 

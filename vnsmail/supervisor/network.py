@@ -33,6 +33,9 @@ T = TypeVar("T")
 
 log = logger("network")
 
+NO_NAMESPACE = 2**63 - 1
+"""An identity that no namespace has: they are counted from 1."""
+
 
 class Network:
     """The network of one root, as the kernel has it."""
@@ -48,6 +51,8 @@ class Network:
         self.lingering: dict[HostName, tuple[SourceAddress, ...]] = {}
         """Addresses that hosts have no more, and that stay until nothing is said from
         or to them. In no file: a supervisor that starts anew removes them at once."""
+        self._identities: dict[str, int] = {}
+        """Which the namespaces are that carry our mark, as last seen or made."""
         self._fenced = True
         """There may be a fence; it is not known before it was asked for."""
 
@@ -62,12 +67,25 @@ class Network:
             NetworkStepFailed: the kernel does not let us look.
         """
         try:
-            return await _to_the_end(lambda: observe(self._instance, only))
+            actual = await _to_the_end(lambda: observe(self._instance, only))
         except OSError as error:
             detail = error.strerror or str(error)
             raise NetworkStepFailed(
                 "look at the network", error.errno or 0, detail
             ) from None
+        seen = {each.name: each.identity for each in actual.namespaces}
+        if only is None:
+            self._identities = seen
+        else:
+            # One that carries our mark no more is not ours, whatever its name is.
+            self._identities.pop(names.namespace(self._instance, only), None)
+            self._identities |= seen
+        return actual
+
+    def identity(self, host: HostName) -> int:
+        """Return which the namespace of a host is: none other will do for it."""
+        name = names.namespace(self._instance, host)
+        return self._identities.get(name, 0) or NO_NAMESPACE
 
     def steps(
         self,
@@ -110,7 +128,8 @@ class Network:
         """
         if steps:
             self.made |= {s.host for s in steps if isinstance(s, MakeNamespace)}
-            await _to_the_end(lambda: apply(steps, self._instance))
+            made = await _to_the_end(lambda: apply(steps, self._instance))
+            self._identities |= made
 
     async def in_use(self, new: Iterable[VirtualHost]) -> dict[IPAddress, str]:
         """Return those of these hosts' addresses that somebody has, and who.

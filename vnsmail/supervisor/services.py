@@ -75,6 +75,8 @@ class Service:
     """Name of its network namespace; empty for the machine's own."""
     mark: int = 0
     """Mark of its sockets, by which the guard knows them; 0: none."""
+    identity: int = 0
+    """Which namespace it is (net/namespaces.py): another of that name is not entered."""
 
 
 @dataclass(slots=True)
@@ -483,6 +485,7 @@ class Services:
                 namespace=service.namespace,
                 addresses=service.facts.addresses,
                 mark=service.mark,
+                identity=service.identity,
                 resolvers=service.facts.resolvers,
             )
             for service in services
