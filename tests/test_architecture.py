@@ -94,6 +94,7 @@ PURE = [
     "broker/protocol.py",
     "broker/policy.py",
     "delivery/lanes.py",
+    "delivery/limits.py",
     "delivery/notices.py",
     "delivery/pace.py",
     "delivery/settlement.py",

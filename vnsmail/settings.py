@@ -39,7 +39,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from vnsmail.errors import BadInput, SettingsError, StateUnusable
-from vnsmail.model import MACHINE, Owner, domain_name
+from vnsmail.model import MACHINE, Owner, domain_name, ip_address
 
 _LONGEST_SHOWN = 80
 """Characters of a wrong value that are shown; it may be a whole table."""
@@ -261,6 +261,88 @@ class QueueSettings(_Table):
     """Seconds after which the sender is told once that a message is late; 0: never."""
 
 
+def _routed(text: str) -> str:
+    return text if text == "*" else _domain_key(text)
+
+
+def _routed_host(text: str) -> str:
+    return text if text == MACHINE else _domain_key(text)
+
+
+def _domain_key(text: str) -> str:
+    try:
+        return domain_name(text)
+    except BadInput as error:
+        raise ValueError(error.remedy) from None
+
+
+def _relay(text: str) -> str:
+    """Return a route: ``mx``, or a host with or without a port."""
+    name, colon, port = text.strip().lower().rpartition(":")
+    if not colon or text.endswith("]"):
+        name, port = text.strip().lower(), ""
+    if port and not (port.isdecimal() and 0 < int(port) < 65536):
+        raise ValueError("the port is a number from 1 to 65535")
+    if name == "mx" and not port:
+        return name
+    if name.startswith("[") and name.endswith("]"):
+        try:
+            ip_address(name[1:-1])
+        except BadInput as error:
+            raise ValueError(error.remedy) from None
+        return f"{name}:{port}" if port else name
+    name = _domain_key(name)
+    return f"{name}:{port}" if port else name
+
+
+DomainKey = Annotated[str, AfterValidator(_domain_key)]
+Connections = Annotated[int, Field(strict=True, ge=1, le=1000)]
+PerConnection = Annotated[int, Field(strict=True, ge=1, le=100_000)]
+PerMinute = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
+Routes = dict[
+    Annotated[str, AfterValidator(_routed)], Annotated[str, AfterValidator(_relay)]
+]
+
+
+class LimitSettings(_Table):
+    """What may be asked of one destination; what is not said is as elsewhere."""
+
+    connections: Connections | None = None
+    messages_per_connection: PerConnection | None = None
+    messages_per_minute: PerMinute | None = None
+
+
+class HostDeliverySettings(LimitSettings):
+    """[delivery.host."NAME"]: what is different for one virtual host."""
+
+    destination: dict[DomainKey, LimitSettings] = {}
+    site: dict[DomainKey, LimitSettings] = {}
+    route: Routes = {}
+
+
+class DeliverySettings(_Table):
+    """[delivery]: where mail goes, and how much a destination is asked."""
+
+    connections: Connections = 10
+    """Connections at a time of one virtual host to one destination."""
+    messages_per_connection: PerConnection = 100
+    messages_per_minute: PerMinute = 0
+    """Messages of one virtual host to one destination; 0: no limit."""
+    connections_per_host: Connections = 200
+    """Connections at a time of one virtual host to all destinations."""
+    loopback: Annotated[bool, Field(strict=True)] = False
+    """Deliver to mail hosts on loopback addresses, which reach this machine itself."""
+    destination: dict[DomainKey, LimitSettings] = {}
+    """Limits by the recipients' domain."""
+    site: dict[DomainKey, LimitSettings] = {}
+    """Limits by the domain in which all mail exchangers of a destination are."""
+    route: Routes = {}
+    """Where the mail of a domain goes: ``mx``, a host, ``[address]``, with ``:port``;
+    ``*`` is all others."""
+    host: dict[Annotated[str, AfterValidator(_routed_host)], HostDeliverySettings] = {}
+    """By virtual host, what is different there."""
+
+
 class DnsSettings(_Table):
     """[dns]: who is asked."""
 
@@ -355,6 +437,7 @@ class Settings(_Table):
     smtp: SmtpSettings = Field(default_factory=SmtpSettings)
     users: UsersSettings = Field(default_factory=UsersSettings)
     queue: QueueSettings = Field(default_factory=QueueSettings)
+    delivery: DeliverySettings = Field(default_factory=DeliverySettings)
     dns: DnsSettings = Field(default_factory=DnsSettings)
     network: NetworkSettings = Field(default_factory=NetworkSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)

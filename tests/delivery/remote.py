@@ -46,6 +46,7 @@ class Session:
     peer: str
     port: int
     verbs: list[str] = field(default_factory=list)
+    arguments: list[str] = field(default_factory=list)
     helo: str = ""
 
 
@@ -131,6 +132,7 @@ class Remote:
         while line := (await reader.readline()).decode().rstrip("\r\n"):
             verb, _, argument = line.partition(" ")
             session.verbs.append(verb)
+            session.arguments.append(argument)
             await self._happen()
             address = argument.partition("<")[2].partition(">")[0]
             if verb in {"EHLO", "HELO"}:

@@ -20,7 +20,7 @@ from vnsmail.errors import BrokerGone, QueueUnavailable, SourceUnavailable
 from vnsmail.model import DsnRequest, Family, Notify, Outcome, Ret, Verdict
 from vnsmail.queue.body import Body, BodyWriter
 from vnsmail.queue.queue import Queue
-from vnsmail.settings import QueueSettings, Settings, SmtpSettings
+from vnsmail.settings import DeliverySettings, QueueSettings, Settings, SmtpSettings
 
 # On uvloop a signal, which the usual method sends, is not seen while nothing happens.
 pytestmark = pytest.mark.timeout(method="thread")
@@ -88,6 +88,7 @@ class Post:
         self.mailbox_errors: deque[Exception] = deque()
         self.signature = b""
         self.rules = QueueSettings(first_retry=300, lifetime=86400)
+        self.limits = DeliverySettings(loopback=True)
         self.agent: DeliveryAgent
         self._running: asyncio.Task[None]
 
@@ -99,7 +100,9 @@ class Post:
             resolver=self.dns,
             local_delivery=self._deliver_here,
             settings=Settings(
-                smtp=SmtpSettings(port=self.remote.port), queue=self.rules
+                smtp=SmtpSettings(port=self.remote.port),
+                queue=self.rules,
+                delivery=self.limits,
             ),
             shares=shares,
             sign=self._sign,
@@ -553,6 +556,55 @@ async def test_success_is_told_to_whoever_asked(post):
         notice.partition(b"Action: ")[2].partition(b"\r\n")[0] for notice in notices
     )
     assert EVE.encode() not in b"".join(notices)
+
+
+async def test_a_server_with_dsn_tells_of_success(post):
+    """What was asked is passed on in its words, and nothing is told twice."""
+    post.remote.extensions = (*post.remote.extensions, "DSN")
+    asked = (
+        DsnRequest(BOB, (Notify.SUCCESS, Notify.DELAY), "rfc822;Bob+2BX@b.example"),
+    )
+    async with running(post):
+        await post.send(BOB, EVE, requests=asked, envid="QQ+2B1", ret=Ret.HDRS)
+        await post.queue.empty()
+
+    said = post.remote.sessions[0].arguments
+    assert any(each.endswith(" RET=HDRS ENVID=QQ+2B1") for each in said)
+    assert f"TO:<{BOB}> NOTIFY=SUCCESS,DELAY ORCPT=rfc822;Bob+2BX@b.example" in said
+    assert f"TO:<{EVE}>" in said
+    assert [] == post.mailboxes
+
+
+async def test_a_server_without_dsn_is_not_asked_for_it(post):
+    """Parameters that it does not know would be refused."""
+    asked = (DsnRequest(BOB, (Notify.NEVER,)),)
+    async with running(post):
+        await post.send(BOB, requests=asked, envid="QQ", ret=Ret.FULL)
+        await post.queue.empty()
+
+    assert not [
+        e for e in post.remote.sessions[0].arguments if "=QQ" in e or "NOT" in e
+    ]
+
+
+async def test_421_after_some_messages(post):
+    """A server that wants few messages on a connection gets all, without a retry."""
+    post.limits = DeliverySettings(loopback=True, connections=1)
+    post.make()
+    taken = "250 2.1.0 ok"
+    post.remote.says("MAIL", taken, taken, "421 4.7.0 enough", taken)
+    async with running(post):
+        for _ in range(7):
+            await post.send(BOB)
+        await post.queue.empty()
+
+    assert 7 == len(post.remote.messages)
+    assert {"delivered"} == {
+        verdict
+        for _, outcomes, *_ in post.queue.settled
+        for verdict in verdicts(outcomes).values()
+    }
+    assert {2} == {each.verbs.count("BODY") for each in post.remote.sessions[:3]}
 
 
 async def test_the_whole_message_is_returned(post):

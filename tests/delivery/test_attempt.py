@@ -22,6 +22,7 @@ from vnsmail.errors import (
 )
 from vnsmail.model import Contact, Outcome, Verdict
 from vnsmail.queue.body import Body
+from vnsmail.settings import DeliverySettings
 from vnsmail.smtp.errors import SmtpProtocolError
 from vnsmail.smtp.replies import Reply
 
@@ -86,7 +87,7 @@ class Script:
     def next(self, hop):
         return self.steps[hop].pop(0)
 
-    async def take(self, hop, *, fresh=False):
+    async def take(self, hop, allowed, *, fresh=False):
         name = str(hop)
         self.taken.append(name + (" fresh" if fresh else ""))
         if name in self.idle and not fresh:
@@ -111,7 +112,7 @@ async def load():
 
 
 def made(pool: Any, resolver: Table = DNS, who: AgentFacts = ALPHA) -> Attempts:
-    return Attempts(who, pool, resolver, lambda _: None)
+    return Attempts(who, pool, resolver, DeliverySettings(), lambda _: None)
 
 
 async def attempt(pool, *recipients, who=ALPHA, resolver=DNS, load=load):

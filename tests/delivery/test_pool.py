@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from vnsmail.delivery import outcomes as say
 from vnsmail.delivery import pool as pool_module
 from vnsmail.delivery.connection import ConnectionFailed
-from vnsmail.delivery.pool import MAX_PER_HOP, MAX_TRANSACTIONS, Pool
+from vnsmail.delivery.limits import Allowed
+from vnsmail.delivery.pool import USUAL, Pool
 from vnsmail.delivery.route import Hop
 from vnsmail.errors import SourceUnavailable
 
@@ -142,7 +143,7 @@ async def test_not_used_again(pool, hops, worn):
     if worn == "unusable":
         first.usable = False
     else:
-        first.transactions = MAX_TRANSACTIONS
+        first.transactions = USUAL.messages_per_connection
     pool.release(first)
 
     assert ["quit"] == first.said
@@ -151,11 +152,11 @@ async def test_not_used_again(pool, hops, worn):
 
 async def test_no_more_than_the_limit(pool, hops):
     """A hop gets so many connections; who comes later waits for one of them."""
-    taken = [await pool.take(B) for _ in range(MAX_PER_HOP)]
+    taken = [await pool.take(B) for _ in range(USUAL.connections)]
     (waiting,) = start(pool.take(B))
     await turn()
 
-    assert MAX_PER_HOP == hops.tried
+    assert USUAL.connections == hops.tried
     assert not waiting.done()
     pool.release(taken[3])
     assert taken[3] is await waiting
@@ -163,7 +164,7 @@ async def test_no_more_than_the_limit(pool, hops):
 
 async def test_one_who_waits_opens_when_one_has_gone(pool, hops):
     """A connection that ended makes room for a new one."""
-    taken = [await pool.take(B) for _ in range(MAX_PER_HOP)]
+    taken = [await pool.take(B) for _ in range(USUAL.connections)]
     (waiting,) = start(pool.take(B))
     await turn()
     taken[0].go()
@@ -173,7 +174,7 @@ async def test_one_who_waits_opens_when_one_has_gone(pool, hops):
 
 async def test_those_who_wait_are_served_in_order(pool):
     """First come, first served."""
-    taken = [await pool.take(B) for _ in range(MAX_PER_HOP)]
+    taken = [await pool.take(B) for _ in range(USUAL.connections)]
     one, two = start(pool.take(B), pool.take(B))
     await turn()
     pool.release(taken[0])
@@ -186,7 +187,7 @@ async def test_those_who_wait_are_served_in_order(pool):
 
 async def test_who_is_cancelled_while_waiting_costs_nothing(pool):
     """A connection given to one who has gone away goes to the next."""
-    taken = [await pool.take(B) for _ in range(MAX_PER_HOP)]
+    taken = [await pool.take(B) for _ in range(USUAL.connections)]
     one, two = start(pool.take(B), pool.take(B))
     await turn()
     pool.release(taken[0])
@@ -213,13 +214,13 @@ async def test_a_hop_that_is_down_is_left_alone(pool, hops, clock):
 async def test_a_burst_to_a_hop_that_is_down(pool, hops):
     """All who wait for it are told when it is known to be down."""
     hops.held = asyncio.Event()
-    hops.results.extend([ConnectionFailed(DOWN)] * MAX_PER_HOP)
+    hops.results.extend([ConnectionFailed(DOWN)] * USUAL.connections)
     wanting: list[Any] = start(*(pool.take(B) for _ in range(30)))
     await turn()
     hops.held.set()
     found: Any = await asyncio.gather(*wanting, return_exceptions=True)
 
-    assert MAX_PER_HOP == hops.tried
+    assert USUAL.connections == hops.tried
     assert {DOWN} == {error.outcome for error in found}
 
 
@@ -274,7 +275,7 @@ async def test_no_source(pool, hops):
 
 async def test_no_source_for_one_of_many(pool, hops):
     """One who failed so lets the next try for itself."""
-    taken = [await pool.take(B) for _ in range(MAX_PER_HOP - 1)]
+    taken = [await pool.take(B) for _ in range(USUAL.connections - 1)]
     hops.held = asyncio.Event()
     hops.results.append(SourceUnavailable("alpha.example", "10.0.0.1", 99))
     one, two = start(pool.take(B), pool.take(B))
@@ -565,3 +566,69 @@ async def test_an_address_that_comes_back(pool, hops):
     pool.release(first)
 
     assert [] == first.said
+
+
+ONE, TWO = (
+    Hop(f"{name}.big.example", ipaddress.ip_address(address), site="big")
+    for name, address in (("one", "10.0.0.4"), ("two", "10.0.0.5"))
+)
+
+
+async def test_a_site_has_one_limit(pool, hops):
+    """Two exchangers of one domain get together what is allowed; any serves who waits."""
+    two = Allowed(2, 100, 0)
+    first, _ = [await pool.take(hop, two) for hop in (ONE, TWO)]
+    (waiting,) = start(pool.take(TWO, two))
+    await turn()
+
+    assert 2 == hops.tried
+    pool.release(first)
+    assert first is await waiting
+
+
+async def test_messages_on_a_connection(pool, hops):
+    """After as many as are allowed, a connection is ended."""
+    first = await pool.take(B, Allowed(10, 3, 0))
+    first.transactions = 3
+    pool.release(first)
+
+    assert ["quit"] == first.said
+
+
+async def test_421_after_some_messages(pool, hops):
+    """A server that ends connections after N messages is given no more on one."""
+    first = await pool.take(B)
+    first.transactions = 6
+    pool.pushed_back(first)
+    first.usable = False
+    pool.release(first)
+    second = await pool.take(B)
+    second.transactions = 4
+    pool.release(second)
+    assert second is await pool.take(B)
+    second.transactions = 5
+    pool.release(second)
+
+    assert ["quit"] == second.said
+
+
+async def test_421_at_once(pool, hops, clock):
+    """A server that says 421 to a first message gets half the connections, for a while."""
+    taken = [await pool.take(B) for _ in range(8)]
+    taken[0].transactions = 1
+    pool.pushed_back(taken[0])
+    for connection in taken:
+        connection.go()
+    await turn()
+    first = await pool.take(B)
+    (waiting,) = start(pool.take(B))
+    await turn()
+    assert not waiting.done()
+    clock.forward(61)
+    more = [await pool.take(B) for _ in range(4)]
+    (further,) = start(pool.take(B))
+    await turn()
+
+    assert first not in more
+    assert not further.done()
+    stop(waiting, further)

@@ -15,19 +15,19 @@ from tests.delivery.helpers import (
     null_mx,
     server_failure,
 )
-from vnsmail.delivery.route import MAX_EXCHANGERS, MAX_HOPS, Hop, route
+from vnsmail.delivery.route import MAX_EXCHANGERS, MAX_HOPS, Hop, RouteRules, route
 from vnsmail.model import Family, Outcome, Verdict
 
 
-async def hops(domain, who, table, shuffle=lambda _: None):
+async def hops(domain, who, table, shuffle=lambda _: None, rules=RouteRules()):  # noqa: B008  frozen
     """Return the hops as text, or the outcome."""
-    found = await route(domain, who, table, shuffle)
+    found = await route(domain, who, table, shuffle, rules)
     return found if isinstance(found, Outcome) else [str(hop) for hop in found]
 
 
 async def failure(domain, who, table):
     """Return status and words of a route that there is not."""
-    found = await route(domain, who, table, lambda _: None)
+    found = await route(domain, who, table, lambda _: None, RouteRules())
     assert isinstance(found, Outcome)
     return found.verdict, found.reply_code, found.enhanced, found.text
 
@@ -266,7 +266,7 @@ async def test_limits():
 async def test_address_literal(domain, address):
     """An address literal is its own hop, and nobody is asked (RFC 5321 4.1.3)."""
     table = Table()
-    found = await route(domain, DUAL, table, lambda _: None)
+    found = await route(domain, DUAL, table, lambda _: None, RouteRules())
 
     assert (Hop(domain, ipaddress.ip_address(address)),) == found
     assert [] == table.asked
@@ -309,7 +309,7 @@ _ANSWERS = st.one_of(
 async def test_any_dns(exchangers, hosts, who, random):
     """Whatever DNS says: no own address, no family of others, closer ones only."""
     table = Table({"b.example": [(n, name) for name, n in exchangers.items()]}, hosts)
-    found = await route("b.example", who, table, random.shuffle)
+    found = await route("b.example", who, table, random.shuffle, RouteRules())
 
     if isinstance(found, Outcome):
         assert found.verdict is not Verdict.DELIVERED
@@ -322,3 +322,79 @@ async def test_any_dns(exchangers, hosts, who, random):
         assert hop.address not in who.addresses
         assert hop.family in who.families
         assert exchangers[hop.name] < exchangers.get(who.name, 9)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.9.9.9"])
+async def test_loopback(address):
+    """A mail host on a loopback address is this machine, whatever its name."""
+    table = Table({}, {"b.example": [address], "c.example": [address, "10.0.1.1"]})
+    lab = RouteRules(loopback=True)
+
+    for domain in ("b.example", f"[{address}]"):
+        verdict, _, enhanced, _ = await failure(domain, ALPHA, table)
+        assert (Verdict.FAILED, "5.4.6") == (verdict, enhanced)
+        assert not isinstance(await hops(domain, ALPHA, table, rules=lab), Outcome)
+    assert ["c.example [10.0.1.1]"] == await hops("c.example", ALPHA, table)
+
+
+ROUTES = {
+    "intranet.example": "mail.intranet.example:2525",
+    "literal.example": "[10.0.9.9]:26",
+    "six.example": "[fd00::9]",
+    "direct.example": "mx",
+    "*": "relay.example",
+}
+
+
+@pytest.mark.parametrize(
+    ("domain", "expected"),
+    [
+        ("intranet.example", ("mail.intranet.example", "10.0.5.5", 2525)),
+        ("literal.example", ("[10.0.9.9]", "10.0.9.9", 26)),
+        ("direct.example", ("direct.example", "10.0.6.6", None)),
+        ("b.example", ("relay.example", "10.0.7.7", None)),
+        ("[10.0.8.8]", ("relay.example", "10.0.7.7", None)),
+    ],
+)
+async def test_routes(domain, expected):
+    """The domain's own route goes before the one for all others; MX is not asked."""
+    table = Table(
+        {"relay.example": [(10, "elsewhere.example")]},
+        {
+            "mail.intranet.example": ["10.0.5.5"],
+            "direct.example": ["10.0.6.6"],
+            "relay.example": ["10.0.7.7"],
+        },
+    )
+    found = await route(domain, ALPHA, table, lambda _: None, RouteRules(ROUTES))
+
+    assert not isinstance(found, Outcome)
+    assert [expected] == [(hop.name, str(hop.address), hop.port) for hop in found]
+
+
+@pytest.mark.parametrize("domain", ["b.example", "six.example"])
+async def test_a_relay_that_cannot_be_used(domain):
+    """Mail waits for it: whoever set it can mend it, and nobody else is asked."""
+    table = Table({}, {"b.example": ["10.0.1.1"]})
+    found = await route(domain, ALPHA, table, lambda _: None, RouteRules(ROUTES))
+
+    assert isinstance(found, Outcome)
+    assert Verdict.DEFERRED is found.verdict
+    assert found.text.startswith("the relay ")
+
+
+async def test_domains_with_the_same_exchangers_are_one_site():
+    """Limits count what a provider sees, not the names of its customers."""
+    mx = [(10, "one.big.example"), (20, "two.big.example")]
+    table = Table(
+        {"b.example": mx, "c.example": mx, "d.example": mx[:1]},
+        {"one.big.example": ["10.0.1.1"], "two.big.example": ["10.0.2.2"]},
+    )
+    sites = []
+    for domain in ("b.example", "c.example", "d.example"):
+        found = await route(domain, ALPHA, table, lambda _: None, RouteRules())
+        assert not isinstance(found, Outcome)
+        sites.append({hop.site for hop in found})
+
+    assert sites[0] == sites[1] != sites[2]
+    assert 1 == len(sites[0])

@@ -29,6 +29,7 @@ from vnsmail.delivery.attempt import Attempts
 from vnsmail.delivery.connection import Connection, Sockets, connect
 from vnsmail.delivery.facts import AgentFacts
 from vnsmail.delivery.lanes import Flight
+from vnsmail.delivery.limits import allowed
 from vnsmail.delivery.outcomes import Outcomes
 from vnsmail.delivery.pool import COOLDOWN, Pool
 from vnsmail.delivery.route import Hop, Questions
@@ -121,10 +122,12 @@ class DeliveryAgent:
         self._chance = chance
         self._sources = Sources(facts.owner, sockets, self._sources_returned)
         self._pool = Pool(
-            self._connect, cooldown=min(COOLDOWN, settings.queue.first_retry / 2)
+            self._connect,
+            cooldown=min(COOLDOWN, settings.queue.first_retry / 2),
+            max_connections=settings.delivery.connections_per_host,
         )
         self._pool.allow(facts.connections)
-        self._attempts = Attempts(facts, self._pool, resolver)
+        self._attempts = Attempts(facts, self._pool, resolver, settings.delivery)
         self._settler = Settler(
             facts,
             queue,
@@ -143,6 +146,7 @@ class DeliveryAgent:
             sources=self._sources,
             shares=shares or Shares(),
             clock=clock,
+            window=self._window,
             fly=self._fly,
             settle_failures=self._settler.settle_failures,
         )
@@ -306,6 +310,10 @@ class DeliveryAgent:
         if self._sweeper.next <= self._clock():
             await self._sweeper.sweep()
         return min(wakes_at, self._sweeper.next)
+
+    def _window(self, name: str) -> int:
+        """Return how many messages to a destination may be under way at once."""
+        return allowed(self._settings.delivery, self._facts.owner, name).connections
 
     def _sources_returned(self) -> None:
         self._traffic.sources_returned()

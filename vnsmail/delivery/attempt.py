@@ -10,16 +10,18 @@ other family. Every attempt ends with one outcome for each recipient.
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from vnsmail.delivery import outcomes as say
-from vnsmail.delivery.connection import Connection, ConnectionFailed
+from vnsmail.delivery.connection import LOST, Connection, ConnectionFailed
 from vnsmail.delivery.facts import AgentFacts
+from vnsmail.delivery.limits import Allowed, Rates
+from vnsmail.delivery.limits import allowed as allowed_by
 from vnsmail.delivery.outcomes import Outcomes
 from vnsmail.delivery.pool import Pool
-from vnsmail.delivery.route import Hop, Questions, Route, Shuffle, route
+from vnsmail.delivery.route import Hop, Questions, Route, RouteRules, Shuffle, route
 from vnsmail.errors import (
     BrokerGone,
     BrokerRefused,
@@ -28,8 +30,10 @@ from vnsmail.errors import (
 )
 from vnsmail.model import Envelope, Outcome
 from vnsmail.queue.body import Body
+from vnsmail.settings import DeliverySettings
 from vnsmail.smtp.client_session import Transaction
 from vnsmail.smtp.errors import SmtpProtocolError
+from vnsmail.smtp.replies import Reply
 
 ROUTE_LIFETIME = 5.0
 """Seconds the hops of a domain are good for. A burst of mail to one domain then costs
@@ -52,12 +56,18 @@ class Attempts:
         facts: AgentFacts,
         pool: Pool,
         resolver: Questions,
+        settings: DeliverySettings,
         shuffle: Shuffle = random.shuffle,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._facts = facts
         self._pool = pool
         self._resolver = resolver
+        self._settings = settings
+        self._rules = rules_of(settings, facts.owner)
+        self._rates = Rates()
         self._shuffle = shuffle
+        self._pause = pause
         self._routes: dict[str, tuple[float, Route]] = {}
 
     def update(self, facts: AgentFacts) -> None:
@@ -80,12 +90,14 @@ class Attempts:
         hops = await self._route(domain)
         if isinstance(hops, Outcome):
             return say.for_all(recipients, hops)
+        allowed = self._allowed(domain, hops)
+        await self._keep_pace(domain, hops[0], allowed)
         done: Outcomes = {}
         failures: list[Outcome] = []
         left = recipients
         for hop in hops:
             try:
-                said = await self._ask(hop, envelope, left, load)
+                said = await self._ask(hop, allowed, envelope, left, load)
             except ConnectionFailed as error:
                 failures.append(error.outcome)
                 continue
@@ -103,12 +115,25 @@ class Attempts:
             failures.append(said.outcomes[left[0]])
         return done | say.for_all(left, say.hardest(failures))
 
+    def _allowed(self, domain: str, hops: Sequence[Hop]) -> Allowed:
+        names = {hop.name for hop in hops}
+        return allowed_by(self._settings, self._facts.owner, domain, names)
+
+    async def _keep_pace(self, domain: str, hop: Hop, allowed: Allowed) -> None:
+        """Wait until the destination's rate lets one more message go."""
+        now = asyncio.get_running_loop().time()
+        key = hop.site or domain
+        if wait := self._rates.wait(key, allowed.messages_per_minute, now):
+            await self._pause(wait)
+
     async def _route(self, domain: str) -> Route:
         now = asyncio.get_running_loop().time()
         known = self._routes.get(domain)
         if known is not None and known[0] > now:
             return known[1]
-        hops = await route(domain, self._facts, self._resolver, self._shuffle)
+        hops = await route(
+            domain, self._facts, self._resolver, self._shuffle, self._rules
+        )
         if not isinstance(hops, Outcome):
             if len(self._routes) >= MANY_ROUTES:
                 self._routes.clear()
@@ -118,6 +143,7 @@ class Attempts:
     async def _ask(
         self,
         hop: Hop,
+        allowed: Allowed,
         envelope: Envelope,
         recipients: tuple[str, ...],
         load: LoadBody,
@@ -127,11 +153,11 @@ class Attempts:
         A connection that was idle may have ended at the remote a moment ago. That says
         nothing of the hop, so it is asked once more, over a new connection.
         """
-        connection = await self._pool.take(hop)
+        connection = await self._pool.take(hop, allowed)
         used = connection.transactions > 0
         said = await self._transact(connection, envelope, recipients, load)
         if used and len(said.unanswered()) == len(recipients):
-            connection = await self._pool.take(hop, fresh=True)
+            connection = await self._pool.take(hop, allowed, fresh=True)
             said = await self._transact(connection, envelope, recipients, load)
         return said
 
@@ -151,9 +177,14 @@ class Attempts:
                     body_size=body.size,
                     eight_bit=envelope.eight_bit,
                     smtputf8=envelope.smtputf8,
+                    ret=envelope.ret,
+                    envid=envelope.envid,
+                    requests=envelope.requests,
                 ),
                 body,
             )
+            if any(_said_421(reply) for reply in result.replies.values()):
+                self._pool.pushed_back(connection)
         finally:
             self._pool.release(connection)
         remote, source = str(connection.hop), connection.source
@@ -165,6 +196,18 @@ class Attempts:
             for to in recipients
         }
         return _Said(outcomes, body_sent=result.body_sent)
+
+
+def _said_421(reply: Reply) -> bool:
+    """Say whether the server gave that reply; one we make up says who lost whom."""
+    return reply.code == GOING_AWAY and reply.enhanced not in {LOST, "4.5.0"}
+
+
+def rules_of(settings: DeliverySettings, owner: str) -> RouteRules:
+    """Return the routes of one owner: what is said of it goes before the general."""
+    host = settings.host.get(owner)
+    own = host.route if host is not None else {}
+    return RouteRules({**settings.route, **own}, settings.loopback)
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,9 @@ class Connection(asyncio.Protocol):
         self.hop = hop
         self.source = ""
         """Its own address, as getsockname(2) gave it."""
-        self.contact = Contact("", 0, helo, hop.name, str(hop.address), timeouts.port)
+        self.contact = Contact(
+            "", 0, helo, hop.name, str(hop.address), hop.port or timeouts.port
+        )
         self._body_at = 0.0
         self.transactions = 0
         self.gone = asyncio.get_running_loop().create_future()
@@ -125,6 +127,7 @@ class Connection(asyncio.Protocol):
         """
         match await self._next(self._timeouts.command_timeout):
             case Ready():
+                self.contact = replace(self.contact, dsn=self._session.offers_dsn)
                 return
             case Refused(reply=reply):
                 outcome = say.unwelcome(
@@ -438,7 +441,7 @@ async def _connect(source: SourceSocket, hop: Hop, settings: SmtpSettings) -> No
     source.sock.setblocking(False)
     async with asyncio.timeout(settings.connect_timeout):
         await asyncio.get_running_loop().sock_connect(
-            source.sock, (str(hop.address), settings.port)
+            source.sock, (str(hop.address), hop.port or settings.port)
         )
 
 

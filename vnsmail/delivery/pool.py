@@ -1,22 +1,24 @@
-"""The connections of one owner: kept for the next message, few to each hop.
+"""The connections of one owner: kept for the next message, few to each site.
 
-A hop that cannot be reached is left alone for a while, and whoever waits for it is
+A site is the set of mail exchangers of a domain; whoever waits for one of them is served
+by any. A hop that cannot be reached is left alone for a while, and whoever waits for it is
 told at once: a list of what is down saves a connect timeout for each message
 (RFC 5321 section 4.5.4.1). A hop that refuses a further connection while others work
-gets no more than those.
+gets half of those for a while, and then slowly more (limits.Throttle).
 
 Rules of this file: a connection is in one pair of hands, or idle here, or ending; it
 never serves another owner. Waiting for a hop takes up no other hop's room.
 """
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from vnsmail.delivery.connection import Connection, ConnectionFailed
+from vnsmail.delivery.limits import Allowed, Throttle
 from vnsmail.delivery.room import Room
 from vnsmail.delivery.route import Hop
 from vnsmail.model import IPAddress, Outcome
@@ -24,11 +26,12 @@ from vnsmail.model import IPAddress, Outcome
 IDLE_TIME = 10.0
 """Seconds a connection is kept for a next message; a server has better uses for it."""
 
-MAX_TRANSACTIONS = 100
-"""Messages on one connection; some servers refuse more."""
-
-MAX_PER_HOP = 10
-"""Connections to one address; more look like an attack to many servers."""
+USUAL = Allowed(
+    connections=10,  # more look like an attack to many servers
+    messages_per_connection=100,  # some servers refuse more
+    messages_per_minute=0,
+)
+"""What is allowed where nothing is said."""
 
 MAX_CONNECTIONS = 200
 """Connections of one owner, idle ones among them."""
@@ -47,20 +50,40 @@ Connect: TypeAlias = Callable[
 
 @dataclass(slots=True)
 class _Site:
-    """One address, and the connections to it."""
+    """The exchangers of a domain, and the connections to them."""
 
     opening: int = 0
     live: int = 0
     idle: list[Connection] = field(default_factory=list)
     waiting: deque[asyncio.Future[Connection | None]] = field(default_factory=deque)
-    limit: int = MAX_PER_HOP
-    limited_until: float = 0.0
-    failure: Outcome | None = None
-    down_until: float = 0.0
+    throttle: Throttle = field(default_factory=Throttle)
+    messages: int = USUAL.messages_per_connection
+    """Taken on one connection; less than allowed where the site wants no more."""
+    learned: int = 0
+    """Messages after which it ended a connection with 421; 0: it never did."""
+    in_use_at: Counter[IPAddress] = field(default_factory=Counter)
+    down: dict[IPAddress, tuple[Outcome, float]] = field(default_factory=dict)
+    """Addresses left alone: what was met, and until when."""
 
     @property
-    def in_use(self) -> bool:
-        return bool(self.opening or self.live or self.waiting)
+    def in_use(self) -> int:
+        return self.opening + self.live
+
+    def failure(self, address: IPAddress, now: float) -> Outcome | None:
+        """Return what was met at an address that is left alone now."""
+        found = self.down.get(address)
+        if found is not None and found[1] <= now:
+            del self.down[address]
+            found = None
+        return found[0] if found else None
+
+    def take_idle(self, address: IPAddress) -> Connection:
+        """Return an idle connection, to this address if there is one."""
+        for connection in reversed(self.idle):
+            if connection.hop.address == address:
+                self.idle.remove(connection)
+                return connection
+        return self.idle.pop()
 
 
 class Pool:
@@ -87,7 +110,7 @@ class Pool:
         self._left: set[str] = set()
         """Addresses that nothing more is begun from."""
         self._need_room = 0
-        self._sites: dict[IPAddress, _Site] = {}
+        self._sites: dict[str, _Site] = {}
         self._live: dict[Connection, _Site] = {}
         self._idle: dict[Connection, float] = {}  # since when; the oldest first
         self._sweeper: asyncio.TimerHandle | None = None
@@ -126,11 +149,14 @@ class Pool:
                 break
             self._end(connection)
 
-    async def take(self, hop: Hop, *, fresh: bool = False) -> Connection:
+    async def take(
+        self, hop: Hop, allowed: Allowed = USUAL, *, fresh: bool = False
+    ) -> Connection:
         """Return a connection to a hop; give it back with ``release``.
 
         Args:
-            hop: where to.
+            hop: where to; where others of its site are idle, it may be one of those.
+            allowed: how much the site may be asked.
             fresh: not one that was idle, as one of those turned out to be dead; unless
                 the hop wants no more than those.
 
@@ -140,12 +166,16 @@ class Pool:
             SourceUnavailable, BrokerGone, BrokerRefused: there is no socket.
         """
         while True:
-            site = self._site(hop.address)
-            if site.failure is not None:
-                raise ConnectionFailed(site.failure)
-            room = site.opening + site.live < self._limit(site)
+            site = self._site(hop)
+            if failure := site.failure(hop.address, self._loop.time()):
+                raise ConnectionFailed(failure)
+            site.messages = allowed.messages_per_connection
+            limit = site.throttle.limit(
+                self._loop.time(), site.in_use, allowed.connections, self._cooldown
+            )
+            room = site.in_use < limit
             if site.idle and not (fresh and room):
-                connection = site.idle.pop()
+                connection = site.take_idle(hop.address)
                 del self._idle[connection]
                 return connection
             if room:
@@ -155,12 +185,27 @@ class Pool:
             if made is not None:
                 return made
 
+    def pushed_back(self, connection: Connection) -> None:
+        """Note that a server said 421 in the middle of a session.
+
+        After the first message it is how many it takes on one connection; before, it
+        is how many connections.
+        """
+        site = self._live.get(connection)
+        if site is None:
+            return
+        if connection.transactions > 1:
+            site.learned = connection.transactions - 1
+        else:
+            site.throttle.refused(self._loop.time(), site.in_use, self._cooldown)
+
     def release(self, connection: Connection) -> None:
         """Take a connection back, for the next who wants it."""
         site = self._live.get(connection)
         if site is None:
             return
-        spent = connection.transactions >= MAX_TRANSACTIONS
+        most = min(site.messages, site.learned or site.messages)
+        spent = connection.transactions >= most
         if not connection.usable or spent or connection.source in self._left:
             self._end(connection)
             return
@@ -195,26 +240,21 @@ class Pool:
 
     # Sites ---------------------------------------------------------------------------
 
-    def _site(self, address: IPAddress) -> _Site:
-        site = self._sites.get(address)
+    def _site(self, hop: Hop) -> _Site:
+        key = hop.site or str(hop.address)
+        site = self._sites.get(key)
         if site is None:
             if len(self._sites) >= MANY_SITES:
                 self._forget()
-            site = self._sites[address] = _Site()
-        if site.failure is not None and site.down_until <= self._loop.time():
-            site.failure = None
+            site = self._sites[key] = _Site()
         return site
 
     def _forget(self) -> None:
         now = self._loop.time()
-        for address, site in list(self._sites.items()):
-            if not site.in_use and site.down_until <= now:
-                del self._sites[address]
-
-    def _limit(self, site: _Site) -> int:
-        if site.limited_until <= self._loop.time():
-            site.limit = MAX_PER_HOP
-        return max(site.limit, 1)
+        for key, site in list(self._sites.items()):
+            down = any(until > now for _, until in site.down.values())
+            if not (site.in_use or site.waiting or down):
+                del self._sites[key]
 
     async def _wait(self, site: _Site) -> Connection | None:
         """Wait for a connection that becomes free, or None: look again."""
@@ -235,17 +275,18 @@ class Pool:
 
     async def _open(self, site: _Site, hop: Hop) -> Connection | None:
         """Return a new connection; None if the hop wants no more than it has."""
+        address = hop.address
         site.opening += 1
+        site.in_use_at[address] += 1
         try:
             connection = await self._connect_with_room(hop)
         except ConnectionFailed as error:
-            others = site.live + site.opening - 1
+            now = self._loop.time()
+            others = site.in_use_at[address] - 1
             if others:
-                site.limit = others
-                site.limited_until = self._loop.time() + self._cooldown
+                site.throttle.refused(now, site.in_use - 1, self._cooldown)
                 return None
-            site.failure = error.outcome
-            site.down_until = self._loop.time() + self._cooldown
+            site.down[address] = (error.outcome, now + self._cooldown)
             _wake_all(site)
             raise
         except BaseException:
@@ -253,11 +294,13 @@ class Pool:
             raise
         finally:
             site.opening -= 1
+            site.in_use_at[address] -= 1
         if connection.gone.done():
             self._room.release()
             _wake_one(site)
             return connection  # whoever sends finds out, and says so
         site.live += 1
+        site.in_use_at[address] += 1
         self._live[connection] = site
         return connection
 
@@ -291,6 +334,7 @@ class Pool:
         if site is None:
             return
         site.live -= 1
+        site.in_use_at[connection.hop.address] -= 1
         if self._idle.pop(connection, None) is not None:
             site.idle.remove(connection)
         self._room.release()

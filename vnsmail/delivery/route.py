@@ -6,9 +6,9 @@ caller. An outcome instead of hops means that there is nobody to connect to.
 
 import asyncio
 import ipaddress
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Protocol, TypeAlias
 
@@ -40,6 +40,11 @@ class Hop:
 
     name: str
     address: IPAddress
+    port: int | None = None
+    """None: that of the settings."""
+    site: str = ""
+    """Names of all exchangers of the domain: domains with the same ones are one site.
+    Empty: the address is a site by itself."""
 
     @property
     def family(self) -> Family:
@@ -49,6 +54,21 @@ class Hop:
         return f"{self.name} [{self.address}]"
 
 
+@dataclass(frozen=True, slots=True)
+class RouteRules:
+    """What the settings say of one owner's routes."""
+
+    routes: Mapping[str, str] = field(default_factory=dict)
+    """Domain, or ``*``, to a relay as settings.DeliverySettings.route has it."""
+    loopback: bool = False
+    """Mail may go to loopback addresses."""
+
+    def relay(self, domain: str) -> str | None:
+        """Return the relay by which a domain's mail goes; None: where DNS says."""
+        found = self.routes.get(domain) or self.routes.get("*", "mx")
+        return None if found == "mx" else found
+
+
 Route: TypeAlias = tuple[Hop, ...] | Outcome
 
 Shuffle: TypeAlias = Callable[[list[MailExchanger]], None]
@@ -56,13 +76,37 @@ Shuffle: TypeAlias = Callable[[list[MailExchanger]], None]
 
 
 async def route(
-    domain: str, facts: AgentFacts, resolver: Questions, shuffle: Shuffle
+    domain: str,
+    facts: AgentFacts,
+    resolver: Questions,
+    shuffle: Shuffle,
+    rules: RouteRules,
 ) -> Route:
     """Return the hops for a domain or an address literal, the first to try first.
 
     Order: preference, chance among equals (RFC 5321 section 5.1), and for one
     exchanger IPv6 before IPv4 (RFC 6724 section 2.1, rule 6).
     """
+    found = await _found(domain, facts, resolver, shuffle, rules)
+    if isinstance(found, Outcome) or rules.loopback:
+        return found
+    usable = tuple(hop for hop in found if not hop.address.is_loopback)
+    if found and not usable:
+        # What listens there is this machine: the mail would come back.
+        text = f"{domain} names {found[0]} as its mail host, which is here"
+        return say.failed(550, "5.4.6", text)
+    return usable
+
+
+async def _found(
+    domain: str,
+    facts: AgentFacts,
+    resolver: Questions,
+    shuffle: Shuffle,
+    rules: RouteRules,
+) -> Route:
+    if relay := rules.relay(domain):
+        return await _by_relay(relay, facts, resolver)
     if domain.startswith("["):
         return _literal(domain, facts)
     try:
@@ -77,6 +121,25 @@ async def route(
     if not usable:
         return _loops(domain, facts)
     return await _reach(domain, usable, facts, resolver)
+
+
+async def _by_relay(relay: str, facts: AgentFacts, resolver: Questions) -> Route:
+    """Return the hops of a relay: its addresses, whatever its own MX says."""
+    name, port = relay, None
+    if not relay.endswith("]") and ":" in relay:
+        name, _, number = relay.rpartition(":")
+        port = int(number)
+    if name.startswith("["):
+        text = name[1:-1]
+        literal = f"[IPv6:{text}]" if ":" in text else name
+        hops = _literal(literal, facts)
+    else:
+        hops = await _reach(name, [MailExchanger(0, name)], facts, resolver)
+    if isinstance(hops, Outcome):
+        # It is for the postmaster here to mend, so the mail waits.
+        text = f"the relay {relay} cannot be used: {hops.text}"
+        return replace(say.deferred(451, "4.4.4", text), unreachable=True)
+    return tuple(replace(hop, port=port, site=f"relay {relay}") for hop in hops)
 
 
 def _ordered(
@@ -132,7 +195,8 @@ async def _reach(
             for address in each.addresses:
                 hops.setdefault(address, Hop(each.exchanger.name, address))
     if hops:
-        return tuple(hops.values())[:MAX_HOPS]
+        site = " ".join(sorted(e.name for e in usable))
+        return tuple(replace(hop, site=site) for hop in hops.values())[:MAX_HOPS]
     return await _nobody(domain, found, facts, resolver)
 
 

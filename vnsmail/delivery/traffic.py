@@ -16,7 +16,6 @@ from typing import TypeAlias
 from vnsmail.delivery.facts import AgentFacts
 from vnsmail.delivery.lanes import Flight, Lane, Lanes, Record
 from vnsmail.delivery.pace import FIRST_WINDOW, Pace
-from vnsmail.delivery.pool import MAX_PER_HOP
 from vnsmail.delivery.settlement import fresh
 from vnsmail.delivery.shares import Shares
 from vnsmail.delivery.sources import Sources
@@ -55,6 +54,7 @@ class Traffic:
         sources: whether there is an address to send from.
         shares: how much may be in memory.
         clock: seconds since the epoch.
+        window: how many messages to a destination may be under way at once.
         fly: delivers a flight, and calls ``landed`` in the end.
         settle_failures: settles failures of a message that nobody attempts any more.
     """
@@ -67,6 +67,7 @@ class Traffic:
         sources: Sources,
         shares: Shares,
         clock: Callable[[], float],
+        window: Callable[[str], int],
         fly: Callable[[Flight], Doing],
         settle_failures: Callable[[Record], Doing],
     ) -> None:
@@ -82,6 +83,7 @@ class Traffic:
         self._sources = sources
         self._shares = shares
         self._clock = clock
+        self._window = window
         self._fly = fly
         self._settle_failures = settle_failures
         self._tasks: asyncio.TaskGroup | None = None
@@ -274,7 +276,7 @@ class Traffic:
         if lane is not None:
             return lane
         local = self.is_local(name)
-        pace = Pace(LOCAL_WINDOW, LOCAL_WINDOW) if local else Pace(MAX_PER_HOP)
+        pace = Pace(LOCAL_WINDOW, LOCAL_WINDOW) if local else Pace(self._window(name))
         return self.lanes.add(Lane(name, local, pace))
 
     def all_held(self) -> bool:

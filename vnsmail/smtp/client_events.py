@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from vnsmail.model import DsnRequest, Ret
 from vnsmail.smtp.replies import Reply
 
 
@@ -24,6 +25,10 @@ class Transaction:
     """The body has octets over 127."""
     smtputf8: bool
     """An address or header needs SMTPUTF8 (RFC 6531)."""
+    ret: Ret | None = None
+    envid: str = ""
+    requests: tuple[DsnRequest, ...] = ()
+    """What the sender asked of notifications; said to a server that offers DSN."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,6 +151,11 @@ class ClientSession:
         """Close the connection, once everything in data_to_send() is written."""
         return self._state is State.ENDED
 
+    @property
+    def offers_dsn(self) -> bool:
+        """Whether the server takes over notifications (RFC 3461)."""
+        return "DSN" in self._extensions
+
     def receive_data(self, data: bytes) -> None:
         """Take what the server sent; after the session ended it is thrown away."""
         try:
@@ -292,7 +297,7 @@ class ClientSession:
                 work.final[to] = refusal
                 continue
             try:
-                work.rcpts.append((to, _rcpt(to, smtputf8=transaction.smtputf8)))
+                work.rcpts.append((to, self._rcpt(to, transaction)))
             except SmtpSyntaxError as error:
                 work.final[to] = error.reply
         return work
@@ -324,8 +329,18 @@ class ClientSession:
                 transaction.body_size if "SIZE" in self._extensions else None,
                 "8BITMIME" if transaction.eight_bit else None,
                 transaction.smtputf8,
+                transaction.ret if self.offers_dsn else None,
+                transaction.envid if self.offers_dsn else "",
             )
         )
+
+    def _rcpt(self, address: str, transaction: Transaction) -> bytes:
+        to = parse_forward_path(f"<{address}>", smtputf8=transaction.smtputf8)
+        if self.offers_dsn:
+            for asked in transaction.requests:
+                if asked.recipient == address:
+                    return encode(Rcpt(to, asked.notify, asked.orcpt))
+        return encode(Rcpt(to))
 
     # Replies -----------------------------------------------------------------------------
 
@@ -487,7 +502,3 @@ def _check_kind(step: _Step, reply: Reply) -> None:
 
 def _lost(text: str) -> Reply:
     return Reply(421, (text,), "4.4.2")
-
-
-def _rcpt(address: str, *, smtputf8: bool) -> bytes:
-    return encode(Rcpt(parse_forward_path(f"<{address}>", smtputf8=smtputf8)))
