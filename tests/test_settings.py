@@ -242,7 +242,10 @@ _FLOATS = st.floats(min_value=1e-3, max_value=1e9)
         optional={
             "worker": st.fixed_dictionaries({"count": st.integers(1, 64)}),
             "smtp": st.fixed_dictionaries(
-                {"port": st.integers(1, 65535), "data_timeout": _FLOATS}
+                {
+                    "port": st.integers(1, 65535).filter(lambda n: n not in {465, 587}),
+                    "data_timeout": _FLOATS,
+                }
             ),
             "queue": st.fixed_dictionaries({"first_retry": _FLOATS}),
             "dns": st.fixed_dictionaries(

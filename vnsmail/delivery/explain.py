@@ -7,7 +7,7 @@ questions are written down on the way; beside it, only what it did not ask is as
 from dataclasses import dataclass, field
 
 from vnsmail.delivery.facts import AgentFacts
-from vnsmail.delivery.route import Hop, Questions, route
+from vnsmail.delivery.route import AS_DNS_SAYS, Hop, Questions, RouteRules, route
 from vnsmail.errors import ResolveError
 from vnsmail.model import Family, IPAddress, Outcome
 from vnsmail.resolve.resolver import MailExchanger
@@ -71,18 +71,23 @@ class _Recorder:
         return self.found.get(key, ())
 
 
-async def explain(domain: str, facts: AgentFacts, resolver: Questions) -> Path:
+async def explain(
+    domain: str,
+    facts: AgentFacts,
+    resolver: Questions,
+    rules: RouteRules = AS_DNS_SAYS,
+) -> Path:
     """Return where the mail of a domain would go, and what is passed over, and why.
 
     Among exchangers of the same preference chance decides each time; here they come by
     name.
     """
     recorder = _Recorder(resolver)
-    found = await route(domain, facts, recorder, lambda each: each.sort())
+    found = await route(domain, facts, recorder, lambda each: each.sort(), rules)
     hops: tuple[Hop, ...] = () if isinstance(found, Outcome) else found
     turns = {hop.address: turn for turn, hop in enumerate(hops, start=1)}
     targets: list[Target] = []
-    if domain.startswith("["):
+    if not recorder.exchangers:  # a literal, or a relay of the settings
         targets = [Target(hop.name, 0, hop.address, turns[hop.address]) for hop in hops]
     for exchanger in sorted(recorder.exchangers):
         targets += await _targets(exchanger, facts, recorder, turns)

@@ -42,7 +42,7 @@ class Hop:
     address: IPAddress
     port: int | None = None
     """None: that of the settings."""
-    site: str = ""
+    site: str = field(default="", compare=False)
     """Names of all exchangers of the domain: domains with the same ones are one site.
     Empty: the address is a site by itself."""
 
@@ -69,6 +69,8 @@ class RouteRules:
         return None if found == "mx" else found
 
 
+AS_DNS_SAYS = RouteRules()
+
 Route: TypeAlias = tuple[Hop, ...] | Outcome
 
 Shuffle: TypeAlias = Callable[[list[MailExchanger]], None]
@@ -80,7 +82,7 @@ async def route(
     facts: AgentFacts,
     resolver: Questions,
     shuffle: Shuffle,
-    rules: RouteRules,
+    rules: RouteRules = AS_DNS_SAYS,
 ) -> Route:
     """Return the hops for a domain or an address literal, the first to try first.
 

@@ -194,7 +194,9 @@ class Traffic:
                 lane.feeding = False
             lane.more = lane.more or len(found) >= wanted
             for message in found:
-                self._board(lane, message, None)
+                # It may have been handed over since the question was asked.
+                if message.envelope.id not in lane.ids:
+                    self._board(lane, message, None)
             self.advance(lane)
             self.due_again(next_due)
             self.lanes.tidy(lane)

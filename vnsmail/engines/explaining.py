@@ -2,7 +2,7 @@
 
 from vnsmail.delivery.explain import TLS, explain
 from vnsmail.delivery.facts import AgentFacts
-from vnsmail.delivery.route import Questions
+from vnsmail.delivery.route import AS_DNS_SAYS, Questions, RouteRules
 from vnsmail.engines.protocol import Explained, Target
 from vnsmail.errors import BadInput
 from vnsmail.inbound.accept import AcceptPolicy, Aliased
@@ -18,6 +18,7 @@ async def explained(
     local: AcceptPolicy,
     resolver: Questions,
     servers: tuple[str, ...],
+    rules: RouteRules = AS_DNS_SAYS,
 ) -> Explained:
     """Say where a message of an owner for an address would go; nothing is sent.
 
@@ -28,6 +29,7 @@ async def explained(
         local: who has a mailbox here.
         resolver: who is asked where mail goes.
         servers: those that the resolver asks, to be told.
+        rules: what the settings say of its routes.
 
     Raises:
         BadInput: it is no address.
@@ -44,7 +46,7 @@ async def explained(
             return Explained(number, (), (), refusal, servers, "")
         whose = meant.addresses if isinstance(meant, Aliased) else (meant.user,)
         return Explained(number, whose, (), "", servers, "")
-    path = await explain(domain, facts, resolver)
+    path = await explain(domain, facts, resolver, rules)
     targets = tuple(
         Target(t.exchanger, t.preference, str(t.address or ""), t.turn, t.why)
         for t in path.targets

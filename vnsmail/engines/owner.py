@@ -18,6 +18,7 @@ from pathlib import Path
 from vnsmail.broker.client import SocketClient, SourceSocket
 from vnsmail.delivery import outcomes as say
 from vnsmail.delivery.agent import AgentFacts, DeliveryAgent
+from vnsmail.delivery.attempt import rules_of
 from vnsmail.delivery.shares import Shares
 from vnsmail.engines.authenticity import Authenticity
 from vnsmail.engines.counters import Counters
@@ -365,7 +366,8 @@ class OwnerService:
         facts, servers = self._facts, self._asked(self._facts)[1]
         local, resolver = self._rules.local, self._resolver
         agent = _agent_facts(facts)
-        return await explained(number, address, agent, local, resolver, servers)
+        rules = rules_of(self._settings.delivery, self._facts.owner)
+        return await explained(number, address, agent, local, resolver, servers, rules)
 
     def tally(self) -> Tally:
         """Return what was counted.
