@@ -118,3 +118,26 @@ def test_a_killed_worker(lab):
 
     assert (1, {("processes", "worker-0")}) == (code, set(bad))
     assert "started again" in bad["processes", "worker-0"]["text"]
+
+
+def test_from_every_host_to_a_server(lab):
+    """Each connects from its own address; a refusal is told with it."""
+    found = lab.vnsmail("doctor", "--reach", "10.77.0.3", "--json", check=False)
+    rows = [f for f in json.loads(found.stdout) if f["check"] == "reach"]
+    assert {"ok"} == {row["verdict"] for row in rows}
+    assert {f"10.77.0.{n}" for n in range(11, 16)} == {
+        row["text"].rpartition(" ")[2] for row in rows
+    }
+    found = lab.vnsmail("doctor", "--reach", "10.77.0.99", "--json", check=False)
+    rows = [f for f in json.loads(found.stdout) if f["check"] == "reach"]
+    assert {"wrong"} == {row["verdict"] for row in rows}
+
+
+def test_a_suspended_host_is_well(lab):
+    """That its ports are closed is as it should be."""
+    lab.vnsmail("host", "suspend", "beta.example")
+    found = lab.vnsmail("doctor", "--json", check=False)
+    lab.vnsmail("host", "resume", "beta.example")
+
+    rows = [f for f in json.loads(found.stdout) if f["subject"] == "beta.example"]
+    assert [] == [row for row in rows if row["verdict"] == "wrong"]

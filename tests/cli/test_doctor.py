@@ -1,6 +1,7 @@
 import os
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from tests.cli.supervisor import FakeSupervisor
@@ -10,11 +11,13 @@ from vnsmail.cli import doctor, doctor_names
 from vnsmail.directory import Directory
 from vnsmail.engines.protocol import OwnerReport
 from vnsmail.errors import ResolveError
-from vnsmail.model import Family, HostName, SourceAddress
-from vnsmail.supervisor import probe
+from vnsmail.model import Family, HostName, SourceAddress, SourceCheck, ip_address
+from vnsmail.supervisor import examine, probe
 from vnsmail.supervisor.control import (
     DkimKeys,
+    GetGuard,
     GetStatus,
+    Guarded,
     ListDkim,
     ProcessStatus,
     Status,
@@ -50,7 +53,15 @@ class Machine:
         monkeypatch.setattr(probe, "doors", self._doors)
         monkeypatch.setattr(probe, "process", lambda pid, _: self.facts.get(pid))
         monkeypatch.setattr(probe, "machine", lambda _: [])
+        self.clock = Finding("clock", "machine", "ok", "kept right")
+        self.reached: list[tuple[str, int]] = []
+        monkeypatch.setattr(probe, "clock", lambda _: self.clock)
+        monkeypatch.setattr(probe, "reach", self._reach)
         monkeypatch.setattr(doctor, "look_up", lambda *_: self.names)
+
+    def _reach(self, _, hosts, target, port):
+        self.reached.append((str(target), port))
+        return [Finding("reach", host.name, "ok", "answers") for host in hosts]
 
     def _doors(self, _, hosts, port, *, served):
         self.doors.append((port, served))
@@ -78,6 +89,7 @@ def supervisor(root, hosts):
     with FakeSupervisor(root) as found:
         found.answers[GetStatus] = STATUS
         found.answers[ListDkim] = DkimKeys(())
+        found.answers[GetGuard] = Guarded("")
         yield found
 
 
@@ -107,7 +119,10 @@ ok      served      alpha.example: by a worker
 ok      queue       alpha.example: 3 messages
 ok      served      beta.example: by a worker
 ok      queue       beta.example: 3 messages
-ok      dns         all: agree"""
+ok      guard       alpha.example: nothing had to be dropped
+ok      guard       beta.example: nothing had to be dropped
+ok      dns         all: agree
+ok      clock       machine: kept right"""
 
 
 @pytest.mark.usefixtures("supervisor")
@@ -116,7 +131,7 @@ def test_all_is_well(vnsmail, root, machine):
     done = vnsmail("doctor")
 
     assert (0, SCREEN.format(root=root)) == (done.code, done.screen())
-    assert "all is well: 17 checks\n" == done.err
+    assert "all is well: 20 checks\n" == done.err
     assert [(25, True)] == machine.doors
 
 
@@ -131,7 +146,7 @@ def test_something_is_wrong(vnsmail, machine):
     assert "wrong   network     beta.example: gone\n          what to do: do this" in (
         done.screen()
     )
-    assert "1 wrong, 1 unknown, of 17\n" == done.err
+    assert "1 wrong, 1 unknown, of 20\n" == done.err
 
 
 def test_processes(vnsmail, supervisor, machine):
@@ -330,3 +345,94 @@ def test_a_process_that_is_gone(monkeypatch):
     """Nobody has the number 0."""
     monkeypatch.undo()
     assert None is probe.process(0, os.getpid())
+
+
+# Outside, guard, clock ---------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("supervisor")
+def test_outside(vnsmail, machine):
+    """Nobody outside is asked unless a target is given."""
+    vnsmail("doctor")
+    assert [] == machine.reached
+    found = vnsmail("doctor", "--reach", "192.0.2.9", "--json").json
+    assert [("192.0.2.9", 25)] == machine.reached
+    assert 2 == sum(1 for each in found if each["check"] == "reach")
+    mistake = vnsmail("doctor", "--reach", "mx.example")
+    assert (2, 1) == (mistake.code, len(mistake.err.splitlines()))
+
+
+def test_the_guard(vnsmail, supervisor):
+    """What was dropped is told of each host, and so is that there is no guard."""
+    for answer, text in (
+        (Guarded("", 3, 180, 1), "3 packets from an address that is not its own"),
+        (Guarded("no nftables here"), "off: no nftables here"),
+    ):
+        supervisor.answers[GetGuard] = answer
+        found = vnsmail("doctor", "--json")
+        assert [
+            ("guard", "alpha.example", "wrong"),
+            ("guard", "beta.example", "wrong"),
+        ] == wrong(found)
+        assert text in found.out
+
+
+def test_a_suspended_host(vnsmail, supervisor):
+    """It is as it should be, and said to be suspended."""
+    owners = tuple(msgspec.structs.replace(r, suspended=True) for r in STATUS.owners)
+    supervisor.answers[GetStatus] = msgspec.structs.replace(STATUS, owners=owners)
+    done = vnsmail("doctor")
+
+    assert 0 == done.code
+    assert "alpha.example: suspended: nothing is sent or received" in done.out
+
+
+@pytest.mark.parametrize(
+    ("newest", "synchronized", "text"),
+    [
+        (50.0, True, "kept right"),
+        (50.0, False, "nobody keeps it right"),
+        (500.0, True, "it was set back by 400 s or more"),
+    ],
+)
+def test_the_clock(newest, synchronized, text):
+    found = examine.clock(100.0, newest, synchronized=synchronized)
+
+    assert text == found.text
+    assert (found.verdict == "ok") == (text == "kept right")
+
+
+@pytest.mark.parametrize(
+    ("said", "verdict"),
+    [
+        (b"220 mx.example ESMTP", "ok"),
+        (b"554 go away", "wrong"),
+        (b"", "wrong"),
+        (ConnectionRefusedError(111, "Connection refused"), "wrong"),
+    ],
+)
+def test_a_server_outside(said, verdict):
+    found = examine.reached("a.example", "10.0.0.1", "port 25 of 192.0.2.9", said)
+
+    assert verdict == found.verdict
+    assert "10.0.0.1" in found.text
+
+
+def test_names_behind_nat(monkeypatch):
+    """The public address and the name that is said have to lead to each other."""
+    public = ip_address("203.0.113.7")
+    says = HostName("mx.alpha.example")
+    host = replace(
+        ALPHA,
+        helo=says,
+        source_check=SourceCheck.NAT,
+        public_addresses=(public,),
+    )
+    forward: dict[object, object] = {(says, Family.IPV4): (public,)}
+    ((found,), _) = looked_up(monkeypatch, forward, {str(public): (says,)}, (host,))
+    assert "ok" == found.verdict
+
+    ((found,), _) = looked_up(
+        monkeypatch, forward, {str(public): (ALPHA.name,)}, (host,)
+    )
+    assert "203.0.113.7 is called alpha.example" in found.text

@@ -19,7 +19,7 @@ from vnsmail.cli.render import as_json, progress, remark
 from vnsmail.directory import open_to_read
 from vnsmail.errors import DaemonNotRunning, VnsmailError
 from vnsmail.lab import start as lab
-from vnsmail.model import HostName, Owner, VirtualHost
+from vnsmail.model import HostName, IPAddress, Owner, VirtualHost, ip_address
 from vnsmail.queue import tables
 from vnsmail.settings import Layout, Settings
 from vnsmail.supervisor import control, examine
@@ -31,6 +31,13 @@ RUNNING = "running"
 
 def doctor(
     context: typer.Context,
+    reach: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of a mail server to connect to from every host's own address; "
+            "without it nobody outside hears of this."
+        ),
+    ] = None,
     json: AsJson = False,
     inside: Annotated[bool, typer.Option("--inside-lab", hidden=True)] = False,
 ) -> None:
@@ -40,13 +47,16 @@ def doctor(
     is looked at.
     """
     layout = layout_of(context)
+    target = None if reach is None else ip_address(reach)
     found = None if inside else lab.running(layout)
     if found is not None:
         # Its network and its processes are to be seen from inside only.
-        raise typer.Exit(_within(lab.enter_command(found, ""), layout, json=json))
+        raise typer.Exit(
+            _within(lab.enter_command(found, ""), layout, reach, json=json)
+        )
     findings: list[Finding] = []
     with progress("doctor") as tell:
-        looks = list(_Patient(layout).looks())
+        looks = list(_Patient(layout, target, in_lab=inside).looks())
         for number, (what, look) in enumerate(looks):
             if sys.stderr.isatty():  # elsewhere the findings themselves are enough
                 tell(what, number, len(looks))
@@ -59,12 +69,17 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _within(enter: list[str], layout: Layout, *, json: bool) -> int:
+def _within(enter: list[str], layout: Layout, reach: str | None, *, json: bool) -> int:
     command = [*enter, sys.executable, "-P", "-m", "vnsmail.cli.app"]
     command += ["--root", str(layout.state), "doctor", "--inside-lab"]
     sys.stdout.flush()
     done = subprocess.run(  # noqa: S603  nsenter(1) and our own module
-        [*command, *(["--json"] if json else [])], check=False
+        [
+            *command,
+            *(["--json"] if json else []),
+            *(["--reach", reach] if reach is not None else []),
+        ],
+        check=False,
     )
     return done.returncode
 
@@ -72,8 +87,12 @@ def _within(enter: list[str], layout: Layout, *, json: bool) -> int:
 class _Patient:
     """A root, and what was learnt of it so far."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(
+        self, layout: Layout, target: IPAddress | None = None, *, in_lab: bool = False
+    ) -> None:
         self._layout = layout
+        self._target = target
+        self._in_lab = in_lab
         self._settings = Settings()
         self._status: control.Status | None = None
         self._hosts: tuple[VirtualHost, ...] = ()
@@ -90,7 +109,9 @@ class _Patient:
             ("addresses", self._look_at_doors),
             ("hosts", self._look_at_hosts),
             ("certificates", self._look_at_certificates),
+            ("guard", self._look_at_guard),
             ("names", self._look_at_names),
+            ("reach", self._look_outside),
             ("DKIM", self._look_at_keys),
             ("machine", self._look_at_machine),
         ):
@@ -223,6 +244,30 @@ class _Patient:
         for host in self._hosts:
             yield from judged(host.name, certificates.listed(host.name), time.time())
 
+    def _look_at_guard(self) -> Iterator[Finding]:
+        if self._status is None:
+            return
+        for host in self._hosts:
+            request = control.GetGuard(host.name)
+            try:
+                found = client.ask(self._layout, request, control.Guarded)
+            except VnsmailError as error:
+                yield examine.failed("guard", host.name, error)
+                continue
+            yield examine.guarded(
+                host.name,
+                found.problem,
+                found.dropped_packets,
+                found.borrowed_packets,
+            )
+
+    def _look_outside(self) -> Iterator[Finding]:
+        from vnsmail.supervisor import probe  # noqa: PLC0415
+
+        if self._target is not None:
+            port = self._settings.smtp.port
+            yield from probe.reach(self._layout, self._hosts, self._target, port)
+
     def _look_at_names(self) -> Iterator[Finding]:
         from vnsmail.supervisor.main import resolvers  # noqa: PLC0415
 
@@ -244,6 +289,8 @@ class _Patient:
         from vnsmail.supervisor import probe  # noqa: PLC0415
 
         yield from probe.machine(self._layout)
+        if not self._in_lab:  # a lab has the clock of who tries it
+            yield probe.clock(self._layout)
 
 
 def _service(name: HostName, status: control.Status) -> Iterator[Finding]:
@@ -254,7 +301,10 @@ def _service(name: HostName, status: control.Status) -> Iterator[Finding]:
     if report is None or problem:
         yield Finding("served", name, "wrong", problem or "by no worker", remedy)
         return
-    yield Finding("served", name, "ok", "by a worker")
+    how = (
+        "suspended: nothing is sent or received" if report.suspended else "by a worker"
+    )
+    yield Finding("served", name, "ok", how)
     if report.problem:
         yield Finding("queue", name, "wrong", report.problem, remedy)
     else:

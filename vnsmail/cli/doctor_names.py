@@ -9,7 +9,7 @@ import socket
 from collections.abc import Sequence
 
 from vnsmail.errors import ResolveError
-from vnsmail.model import Family, IPAddress, VirtualHost
+from vnsmail.model import Family, IPAddress, SourceCheck, VirtualHost
 from vnsmail.resolve.backend import Transport
 from vnsmail.resolve.resolver import Resolver
 from vnsmail.supervisor.examine import Finding
@@ -61,8 +61,8 @@ class _Names:
                 return _unknown(host, "no name server answers")
             faults: list[str] = []
             try:
-                for each in host.addresses:
-                    faults += await self._faults(host, each.address)
+                for address in _seen(host):
+                    faults += await self._faults(host, address)
             except ResolveError as error:
                 self._in_vain += 1
                 return _unknown(host, str(error))
@@ -82,18 +82,25 @@ class _Names:
         faults: list[str] = []
         family = Family(address.version)
         try:
-            if address not in await self._resolver.addresses(host.name, family):
-                faults.append(f"{host.name} does not lead to {address}")
+            if address not in await self._resolver.addresses(host.says, family):
+                faults.append(f"{host.says} does not lead to {address}")
         except ResolveError as error:
             faults.append(_definite(error))
         try:
             names = await self._resolver.reverse_names(address)
-            if host.name not in names:
+            if host.says not in names:
                 called = f"{', '.join(names)}" if names else "nothing"
                 faults.append(f"{address} is called {called}")
         except ResolveError as error:
             faults.append(_definite(error))
         return faults
+
+
+def _seen(host: VirtualHost) -> tuple[IPAddress, ...]:
+    """Return the addresses that others know a host by."""
+    if host.source_check is SourceCheck.NAT:
+        return host.public_addresses
+    return tuple(each.address for each in host.addresses)
 
 
 def _definite(error: ResolveError) -> str:

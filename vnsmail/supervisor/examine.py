@@ -24,6 +24,9 @@ LEAST_FREE = 0.02
 LEAST_FREE_BYTES = 256 * 1024 * 1024
 """Five messages of the greatest size that is accepted by default."""
 
+BACKWARDS = 60.0
+"""Seconds that a file may be from the future: file systems are not exact."""
+
 A_HOST = 12
 """Descriptors for a host: six listeners, its queue, and mail under way."""
 
@@ -209,3 +212,51 @@ def banner(host: str, address: str, port: int, said: bytes | OSError) -> Finding
             f"{where} says {said[:60].decode(errors='replace').strip() or 'nothing'!r}"
         )
     return Finding("listening", host, "wrong", text, f"vnsmail host show {host}")
+
+
+def reached(host: str, source: str, where: str, said: bytes | OSError) -> Finding:
+    """Judge what a server said to a host that came from its own address."""
+    remedy = (
+        f"see `vnsmail host explain {host}`; many networks let nobody out on port 25"
+    )
+    if isinstance(said, OSError):
+        text = f"{where} from {source}: {said.strerror or said}"
+    elif said.startswith(b"220"):
+        return Finding("reach", host, "ok", f"{where} answers to {source}")
+    else:
+        words = said[:60].decode(errors="replace").strip()
+        text = f"{where} says {words or 'nothing'!r} to {source}"
+    return Finding("reach", host, "wrong", text, remedy)
+
+
+def guarded(host: str, problem: str, dropped: int, borrowed: int) -> Finding:
+    """Judge what the kernel stopped of a host since its rules were made."""
+    if problem:
+        remedy = "see docs/how-to/mail-does-not-flow.md"
+        return Finding("guard", host, "wrong", f"off: {problem}", remedy)
+    if dropped or borrowed:
+        text = (
+            f"{dropped} packets from an address that is not its own, and {borrowed} of "
+            "others from its addresses, were dropped since its rules were made"
+        )
+        remedy = "find the program: `ss -tnp` in its namespace, or on the machine"
+        return Finding("guard", host, "wrong", text, remedy)
+    return Finding("guard", host, "ok", "nothing had to be dropped")
+
+
+def clock(now: float, newest: float, *, synchronized: bool) -> Finding:
+    """Judge the clock: retries, signatures and certificates go by it.
+
+    Args:
+        now: seconds since the epoch.
+        newest: when something of ours was written last, by the same clock.
+        synchronized: the kernel says that somebody keeps it right.
+    """
+    if newest > now + BACKWARDS:
+        text = f"it was set back by {int(newest - now)} s or more"
+        remedy = "set it right, and restart vnsmail; mail waits by what it said before"
+        return Finding("clock", "machine", "wrong", text, remedy)
+    if not synchronized:
+        remedy = "run chrony or systemd-timesyncd"
+        return Finding("clock", "machine", "wrong", "nobody keeps it right", remedy)
+    return Finding("clock", "machine", "ok", "kept right")

@@ -6,6 +6,7 @@ the process's own entry of /proc; no judgement is made here (examine.py).
 """
 
 import contextlib
+import ctypes
 import os
 import selectors
 import socket
@@ -15,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vnsmail.errors import VnsmailError
-from vnsmail.model import Context, VirtualHost
+from vnsmail.model import Context, Family, IPAddress, VirtualHost
 from vnsmail.net import cgroups, names, namespaces, nftables
+from vnsmail.net.guard_rules import MARK_OPTION, socket_mark
 from vnsmail.net.observe import observe
 from vnsmail.settings import Layout
 from vnsmail.supervisor import examine
@@ -30,6 +32,12 @@ PATIENCE = 5.0
 
 AT_ONCE = 100
 """Hosts that are listened to at a time: a socket or more each."""
+
+TIMEX = 512
+"""Octets; struct timex has 208 on 64-bit machines."""
+
+TIME_ERROR = 5
+"""Clock not synchronized (sys/timex.h)."""
 
 _ADD_READ = "dac_read_search"
 """The broker may keep it where Python lies in somebody's home (launch.py)."""
@@ -90,7 +98,68 @@ def doors(
                 if knock.connection:
                     knock.connection.close()
         for knock in knocks:
-            yield from _judged(knock, port if served else 0)
+            suspended = knock.host.suspended
+            yield from _judged(knock, port if served and not suspended else 0)
+
+
+def reach(
+    layout: Layout, hosts: Sequence[VirtualHost], target: IPAddress, port: int
+) -> Iterator[Finding]:
+    """Find out whether a server can be reached from each host's own address.
+
+    Args:
+        layout: of the root.
+        hosts: all of them; one without an address of that family is passed over.
+        target: the server, which hears from every host.
+        port: on which it takes mail.
+    """
+    family = Family(target.version)
+    concerned = [host for host in hosts if host.source(family)]
+    for start in range(0, len(concerned), AT_ONCE):
+        some = concerned[start : start + AT_ONCE]
+        knocks = [_call(layout, host, target, port) for host in some]
+        try:
+            _listen([knock for knock in knocks if knock.connection])
+        finally:
+            for knock in knocks:
+                if knock.connection:
+                    knock.connection.close()
+        for knock in knocks:
+            yield examine.reached(
+                knock.host.name, knock.address, f"port {port} of {target}", knock.said
+            )
+
+
+def _call(layout: Layout, host: VirtualHost, target: IPAddress, port: int) -> _Knock:
+    """Begin to connect to a server from the address that a host's mail leaves from."""
+    source = host.source(Family(target.version))
+    assert source is not None  # noqa: S101  the caller's choice
+    knock = _Knock(host, str(source.address))
+    family = socket.AF_INET if target.version == 4 else socket.AF_INET6
+
+    def begin() -> socket.socket:
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            if host.context is Context.ALIAS:
+                mark = socket_mark(layout.instance, host.name)
+                sock.setsockopt(socket.SOL_SOCKET, MARK_OPTION, mark)
+            sock.bind((knock.address, 0))
+            with contextlib.suppress(BlockingIOError):
+                sock.connect((str(target), port))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    try:
+        if host.context is Context.NAMESPACE:
+            name = names.namespace(layout.instance, host.name)
+            knock.connection = namespaces.inside(name, begin)
+        else:
+            knock.connection = begin()
+    except OSError as error:
+        knock.said = error
+    return knock
 
 
 def _judged(knock: _Knock, port: int) -> Iterator[Finding]:
@@ -113,7 +182,10 @@ def _knock(layout: Layout, hosts: Sequence[VirtualHost], port: int) -> list[_Kno
     }
     with namespaces.Visitor() as visitor:
         found = visitor.run_each(
-            by_namespace, lambda name: _knock_at(by_namespace[name], port)
+            by_namespace,
+            lambda name: _knock_at(
+                by_namespace[name], _unless_suspended(by_namespace[name], port)
+            ),
         )
     knocks: list[_Knock] = []
     for name, result in found.items():
@@ -127,8 +199,12 @@ def _knock(layout: Layout, hosts: Sequence[VirtualHost], port: int) -> list[_Kno
             knocks += result
     for host in hosts:
         if host.context is Context.ALIAS:
-            knocks += _knock_at(host, port)
+            knocks += _knock_at(host, _unless_suspended(host, port))
     return knocks
+
+
+def _unless_suspended(host: VirtualHost, port: int) -> int:
+    return 0 if host.suspended else port
 
 
 def _knock_at(host: VirtualHost, port: int) -> list[_Knock]:
@@ -246,3 +322,16 @@ def machine(layout: Layout) -> Iterator[Finding]:
         yield Finding("cgroup2", "machine", "ok", text)
     else:
         yield Finding("cgroup2", "machine", "ok", f"at {mount}")
+
+
+def clock(layout: Layout) -> Finding:
+    """Judge the machine's clock."""
+    newest = 0.0
+    for path in (layout.directory_db, layout.state):
+        with contextlib.suppress(OSError):
+            newest = max(newest, path.stat().st_mtime)
+    # struct timex (adjtimex(2)) with modes 0 changes nothing.
+    asked = ctypes.create_string_buffer(TIMEX)
+    state = ctypes.CDLL(None).adjtimex(asked)
+    synchronized = state not in {-1, TIME_ERROR}
+    return examine.clock(time.time(), newest, synchronized=synchronized)
