@@ -7,8 +7,10 @@ import resource
 import pytest
 
 from tests.inbound.helpers import GREETING, PEER, TO_ANN
+from tests.inbound.test_tls import ALPHA, HIDDEN
 from vnsmail.inbound.policy import HousePolicy, Later
 from vnsmail.inbound.spool import FRONT
+from vnsmail.inbound.tls import Credentials, KeyPair
 from vnsmail.message.headers import MAX_HOPS
 from vnsmail.smtp.replies import Reply
 
@@ -215,6 +217,20 @@ async def test_flood_from_one_address(houses):
     client, _ = await house.connect(ipaddress.ip_address("192.0.2.9"))
     assert (await client.rest()).startswith(b"421 4.7.0 too many connections, ")
     assert house.shared.admission.sessions == 5
+
+
+async def test_flood_of_handshakes(houses):
+    """Who begins none counts from the first moment, and is cut off."""
+    house = houses(
+        tls=Credentials([KeyPair(ALPHA)]), max_sessions_per_peer=2, handshake_timeout=60
+    )
+    for _ in range(2):
+        await house.connect(door=HIDDEN)
+    client, receiver = await house.connect(door=HIDDEN)
+    await receiver.gone
+
+    assert await client.rest() == b""
+    assert house.shared.admission.sessions == 2
 
 
 class Slow(HousePolicy):

@@ -141,6 +141,8 @@ class Receiver(asyncio.Protocol):
             self.abort()
         elif self._beginning:
             self._deadline.restart(self._shared.facts.handshake_timeout)
+            if self._proxy is None and self._admit() is not None:
+                self.abort()
         else:
             self._pump()
 
@@ -206,6 +208,9 @@ class Receiver(asyncio.Protocol):
             if self._tls is None:
                 self._session.receive_data(data)
                 self._pump()
+                return
+            if self._admit() is not None:
+                self.abort()
                 return
         if self._tls is not None:
             self._take_tls(self._tls, data)
@@ -383,6 +388,20 @@ class Receiver(asyncio.Protocol):
         return self._shared.facts.asked
 
     def _answer_client(self) -> None:
+        refusal = self._admit()
+        if refusal is None:
+            self._session.accept()
+        else:
+            self._session.reject(refusal)
+
+    def _admit(self) -> Reply | None:
+        """Count the session; or return why there is no room for it.
+
+        Where a handshake comes first, this comes before it: it is the handshakes that
+        cost most, and a flood of clients that never finish one must find its limit too.
+        """
+        if self._admitted:
+            return None
         facts, client = self._shared.facts, self._client
         refusal = self._shared.admission.admit(
             client.address, facts.max_sessions, facts.max_sessions_per_peer
@@ -394,11 +413,10 @@ class Receiver(asyncio.Protocol):
                 peer=client.literal,
                 reason=refusal.text,
             )
-            self._session.reject(refusal)
-            return
+            return refusal
         self._admitted = True
         self._shared.admitted()
-        self._session.accept()
+        return None
 
     def _answer_sender(self, event: MailRequested) -> None:
         self._client.helo = self._session.helo_name
