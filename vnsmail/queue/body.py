@@ -85,7 +85,7 @@ class BodyWriter:
     """
 
     def __init__(self, folder: Path, threshold: int = THRESHOLD) -> None:
-        self._folder = folder / INCOMING
+        self._owner = folder
         self._threshold = threshold
         self._chunks: list[bytes] = []
         self._fd = -1
@@ -144,6 +144,11 @@ class BodyWriter:
         trace: TracebackType | None,
     ) -> None:
         self.discard()
+
+    @property
+    def _folder(self) -> Path:
+        # Most messages never ask: paths cost more than all else here.
+        return self._owner / INCOMING
 
     def _spool(self) -> None:
         path = self._folder / secrets.token_hex(16)
