@@ -8,6 +8,7 @@ Rules of this file: it never deletes or repairs a file; errors are apsw's and th
 system's, and the owner of the file says them in its own words with ``reason``.
 """
 
+import ctypes
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,6 +80,16 @@ def open_read_only(path: Path, version: int) -> apsw.Connection:
         connection.close()
         raise
     return connection
+
+
+def give_back_memory() -> None:
+    """Give the system what closed files have left behind (malloc_trim(3)).
+
+    The C library keeps it for the next that asks: with a thousand files, 200 MB.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
 
 
 def roll_back(connection: apsw.Connection) -> None:

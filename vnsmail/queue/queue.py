@@ -11,6 +11,7 @@ in the event loop.
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -20,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeAlias, TypeVar
 
-from vnsmail import log
+from vnsmail import database, log
 from vnsmail.errors import QueueUnavailable
 from vnsmail.model import Envelope, Outcome, Verdict
 from vnsmail.queue.body import Body
@@ -40,6 +41,9 @@ BATCH_CHANGES = 128
 
 REST_AFTER = 30.0
 """Seconds in which nothing happens before the queue's file is closed for now."""
+
+GIVE_BACK_AFTER = 2.0
+"""Seconds in which others begin to rest too."""
 
 BATCH_BYTES = 8 * 1024 * 1024
 """Bytes of bodies in rows a transaction, so that the write-ahead log stays small."""
@@ -292,6 +296,7 @@ class Queue:
     def _rested(self, done: asyncio.Future[None]) -> None:
         if error := done.exception():
             logger.warning("queue.no_rest", reason=str(error))
+        _give_back_soon(self._loop, self._executor)
         self._away = False
         if self._changes or self._questions or self._closed is not None:
             self._send_soon()
@@ -358,6 +363,24 @@ class Queue:
             self._rest_later()
         if self._changes or self._questions or self._closed is not None:
             self._send_soon()
+
+
+_giving_back: tuple[asyncio.AbstractEventLoop, asyncio.TimerHandle] | None = None
+
+
+def _give_back_soon(loop: asyncio.AbstractEventLoop, executor: Executor) -> None:
+    """Give the system the memory of closed files, once for many that rest together."""
+    global _giving_back  # noqa: PLW0603  memory is the process's
+    if _giving_back is not None and _giving_back[0] is loop:
+        return
+
+    def give_back() -> None:
+        global _giving_back  # noqa: PLW0603
+        _giving_back = None
+        with contextlib.suppress(RuntimeError):  # the executor was shut down
+            _ = loop.run_in_executor(executor, database.give_back_memory)
+
+    _giving_back = loop, loop.call_later(GIVE_BACK_AFTER, give_back)
 
 
 def _pass_on(waiter: asyncio.Future[None], done: asyncio.Future[None]) -> None:
