@@ -3,15 +3,20 @@
 import asyncio
 import os
 import time
+from concurrent.futures import Future
 
 import pytest
 
 from tests.engines.helpers import Lodging, handed
 from tests.inbound.helpers import GREETING, without_trace
 from vnsmail.engines.protocol import LocalMail, UserFacts
-from vnsmail.model import Envelope, Owner
+from vnsmail.inbound.policy import Client
+from vnsmail.inbound.sign_in import BUSY
+from vnsmail.inbound.verifier import WAITING_OF_OWNER, Verifier
+from vnsmail.model import Envelope, Owner, Role, ip_address
 from vnsmail.queue.body import Body
 from vnsmail.queue.envelope import ENTROPY_BYTES, new_id
+from vnsmail.smtp.replies import Reply
 
 HELLO = b"Subject: hi\r\n\r\nhello\r\n"
 LARGE = HELLO + b"text\r\n" * 100_000
@@ -133,3 +138,42 @@ async def test_full_for_mail_from_here(lodging):
     texts = [text for e in entries for *_, text in e.recipients]
     assert ["the mailbox is full"] == texts
     assert 1 == len(await lodging.mail("ann"))
+
+
+class Stuck:
+    """An executor that never finishes by itself."""
+
+    def __init__(self):
+        self.futures: list[Future[bool]] = []
+
+    def submit(self, *_):
+        self.futures.append(Future())
+        return self.futures[-1]
+
+
+async def test_a_flood_of_sign_ins(lodging):
+    """However many sign in, so many are checked, others come back, and mail flows."""
+    service = await lodging.opened(accounts=(UserFacts("ann", password="hash"),))  # noqa: S106
+    stuck = Stuck()
+    service._rules._verifier = Verifier(stuck)  # type: ignore[arg-type]
+
+    async def sign_in():
+        client = Client(ip_address("192.0.2.7"), Role.SUBMISSION)
+        exchange = service._rules.policy.sign_in(client, "PLAIN")
+        assert not isinstance(exchange, Reply)
+        return await exchange.respond(b"\0ann\0guess")
+
+    async with asyncio.TaskGroup() as tasks:
+        waiting = {tasks.create_task(sign_in()) for _ in range(3 * WAITING_OF_OWNER)}
+        while len([task for task in waiting if task.done()]) < 2 * WAITING_OF_OWNER:
+            await asyncio.sleep(0)
+        said = await send(lodging.client(), "cy@alpha.example")
+        assert [b"250 2.1.5", b"250 2.0.0"] == said
+        assert 1 == len(await lodging.mail("cy"))
+        assert WAITING_OF_OWNER == len(stuck.futures)
+        refused = [task.result() for task in waiting if task.done()]
+        for future in stuck.futures:
+            future.set_result(False)
+
+    assert {BUSY} == set(refused)
+    assert WAITING_OF_OWNER == (await service.report()).failed_sign_ins
