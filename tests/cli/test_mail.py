@@ -6,7 +6,7 @@ import pytest
 
 from vnsmail.cli import queue
 from vnsmail.engines.protocol import OwnerReport, QueueEntry
-from vnsmail.model import Envelope, Owner
+from vnsmail.model import Envelope, Owner, Priority
 from vnsmail.supervisor import control
 
 NOW = 1_800_000_000.0
@@ -76,6 +76,15 @@ def test_send_as_the_machine(vnsmail, queued):
     vnsmail("send", "--machine", "--to", "bob@b.example", "--text", "hello")
 
     assert [control.Send("", ("bob@b.example",), machine=True)] == queued.requests
+
+
+def test_send_with_priority(vnsmail, queued):
+    """A priority goes with the message; another word than the three sends nothing."""
+    words = ("send", "--machine", "--to", "bob@b.example", "--text", "x", "--priority")
+    assert 0 == vnsmail(*words, "bulk").code
+    assert 2 == vnsmail(*words, "urgent").code
+
+    assert [Priority.BULK] == [request.priority for request in queued.requests]
 
 
 def test_send_json(vnsmail, queued):

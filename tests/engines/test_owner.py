@@ -22,7 +22,7 @@ from vnsmail.errors import (
     SourceUnavailable,
     Suspended,
 )
-from vnsmail.model import Limits
+from vnsmail.model import Limits, Priority
 from vnsmail.queue.queue import Queue
 
 HELLO = b"Subject: hi\r\n\r\nhello\r\n"
@@ -594,3 +594,23 @@ async def test_leaving_too_slowly(lodging):
 
     assert not await service.left(("10.77.0.11",), 0.01)
     assert b"" == await client.rest()
+
+
+async def test_priority_is_kept(lodging):
+    """A message has the priority that it was handed over with, in its queue."""
+    service = await lodging.opened()
+    fd = handed(b"hi\n")
+    mail = LocalMail(
+        "alpha.example",
+        "ann@alpha.example",
+        ("bob@[10.77.0.21]",),
+        1000,
+        priority=Priority.HIGH,
+    )
+    try:
+        await service.inject(fd, mail)
+    finally:
+        os.close(fd)
+    (entry,) = await service.list_queue(10)
+
+    assert Priority.HIGH is entry.envelope.priority

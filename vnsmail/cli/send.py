@@ -14,6 +14,7 @@ from vnsmail.cli import client
 from vnsmail.cli.options import AsJson, layout_of
 from vnsmail.cli.render import as_json, remark
 from vnsmail.errors import BadInput
+from vnsmail.model import Priority
 from vnsmail.supervisor import control
 
 PIECE = 256 * 1024
@@ -45,13 +46,20 @@ def send(
         str | None, typer.Option(help="With --text: make a plain message.")
     ] = None,
     text: Annotated[str | None, typer.Option(help="Text of a plain message.")] = None,
+    priority: Annotated[
+        str,
+        typer.Option(
+            help="high, normal or bulk: which messages to one destination go first."
+        ),
+    ] = "normal",
     json: AsJson = False,
 ) -> None:
     """Queue a message. It is durable when this returns, and leaves by itself."""
     if sender is None and not machine:
         raise BadInput("sender", "", "give --as USER@HOST, or --machine")
+    first = Priority.parse(priority)
     with _opened(file, subject, text) as message:
-        request = control.Send(sender or "", tuple(to), machine=machine)
+        request = control.Send(sender or "", tuple(to), machine=machine, priority=first)
         fds = (message.fileno(),)
         answer = client.ask(layout_of(context), request, control.Queued, fds)
     if json:

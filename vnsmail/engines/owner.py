@@ -294,8 +294,9 @@ class OwnerService:
             partial(taken_in, os.dup(fd), mail, self._rules.accounts)
         )
         body = await self._authenticity.outgoing(prepared.body)
+        envelope = replace(prepared.envelope, priority=mail.priority)
         try:
-            await self._keep(prepared.envelope, body, mail.token)
+            await self._keep(envelope, body, mail.token)
         except AlreadyQueued as earlier:
             return earlier.queue_id
         log.info(

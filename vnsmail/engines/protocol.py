@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from vnsmail.model import NO_LIMITS, Envelope, Limits
+from vnsmail.model import NO_LIMITS, Envelope, Limits, Priority
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -123,6 +123,8 @@ class LocalMail(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     notify: str = ""
     returned: str = ""
     envelope_id: str = ""
+    priority: Priority = Priority.NORMAL
+    """Which messages of one destination go first."""
 
 
 class Configure(_Message, frozen=True):

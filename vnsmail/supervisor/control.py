@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from vnsmail.engines.protocol import OwnerReport, QueueEntry, Tally
+from vnsmail.model import Priority
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -192,6 +193,7 @@ class Send(_Message, frozen=True):
     recipients: tuple[str, ...]
     machine: bool = False
     """Send as the machine itself, from an unbound socket."""
+    priority: Priority = Priority.NORMAL
 
 
 class ListQueue(_Message, frozen=True):

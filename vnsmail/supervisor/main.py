@@ -308,7 +308,9 @@ class _Supervisor:
             sender = sender or f"root@{self._settings.machine.name}"
         else:
             owner, sender = self._people.sender(request.sender).host, request.sender
-        mail = LocalMail(owner, sender, request.recipients, uid)
+        mail = LocalMail(
+            owner, sender, request.recipients, uid, priority=request.priority
+        )
         queue_id = await self._services.take(mail, fds[0])
         return control.Queued(owner, queue_id)
 
