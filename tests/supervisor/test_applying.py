@@ -1,5 +1,6 @@
 import asyncio
 
+import msgspec
 import pytest
 
 from tests.supervisor.test_hosts import Root
@@ -363,3 +364,71 @@ async def test_progress(root):
     root.services.held.set()
     await applying
     assert Progress() == root.hosts.progress
+
+
+# Each key of the file ------------------------------------------------------------------
+
+KEYS = {
+    "addresses": ('addresses = ["10.77.0.91/24"]', "10.77.0.91"),
+    "domains": ('domains = ["b.example"]', "b.example"),
+    "helo": ('helo = "mx.alpha.example"', "mx.alpha.example"),
+    "mtu": ("mtu = 1300", "1300"),
+    "gateways": ('gateways = ["10.77.0.9"]', "10.77.0.9"),
+    "resolvers": ('resolvers = ["10.77.0.5"]', "10.77.0.5"),
+    "source_check": ('source_check = "off"', "source_check"),
+    "public_addresses": (
+        'source_check = "nat"\npublic_addresses = ["203.0.113.7"]',
+        "203.0.113.7",
+    ),
+    "limits": ("limits = { connections = 7 }", "7"),
+    "suspended": ("suspended = true", "False → True"),
+    "users": ('users = ["ann"]', "ann"),
+    "context": ('context = "alias"', "alias"),
+}
+USUAL = {
+    "addresses": 'addresses = ["10.77.0.11/24"]',
+    "suspended": "suspended = false",
+    "users": "users = []",
+    "gateways": 'gateways = ["10.77.0.1"]',
+}
+"""What a file without the key does not take back: it leaves these as they are."""
+
+
+def one(key="", line=""):
+    lines = {each: line for each, line in USUAL.items() if each != key}
+    if key == "context":
+        del lines["gateways"]
+    return "\n".join(['[host."alpha.example"]', *lines.values(), line, ""])
+
+
+def facts_of(root):
+    """Return what the worker is told; a certificate once made for a name is kept."""
+    facts = root.services.served[ALPHA].facts
+    return msgspec.structs.replace(facts, certificates=())
+
+
+@pytest.mark.parametrize("key", KEYS)
+async def test_each_key(root, key):
+    """A value is told, reaches directory, kernel and worker; without it all reverts."""
+    line, said = KEYS[key]
+    await apply(root, one())
+    before = exported(root), facts_of(root), root.made
+    answer = await apply(root, one(key, line))
+
+    assert [("change", ALPHA)] == told(answer)
+    assert {} == failures(answer)
+    (change,) = answer.changes
+    assert said in " ".join(change.details)
+    assert exported(root) != before[0]
+    told_to_worker = facts_of(root) != before[1]
+    of_the_network = key in {"mtu", "gateways", "context"}
+    of_the_proof = key in {"source_check", "public_addresses"}
+    assert told_to_worker or of_the_network or of_the_proof
+    assert bool(answer.steps) == (of_the_network or key == "addresses")
+    again = await apply(root, one(key, line))
+    assert ([], ()) == (told(again), again.steps)
+
+    await apply(root, one())
+    while root.hosts._network.lingering:
+        await asyncio.sleep(0.001)
+    assert before == (exported(root), facts_of(root), root.made)
