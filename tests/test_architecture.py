@@ -1,6 +1,7 @@
 """The import rules of docs/explanation/architecture.md are the ones in the code."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,7 @@ IO = {"asyncio", "os", "pyroute2", "socket", "ssl", "subprocess", "threading", "
 EXCEPT = {("errors.py", "os")}
 
 
+@cache
 def imported(path: Path) -> set[str]:
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):

@@ -1003,6 +1003,27 @@ async def test_drain_finishes_what_is_in_flight(post):
     assert "QUIT" in post.remote.sessions[0].verbs
 
 
+async def test_drain_ends_with_the_last_flight(post):
+    """Nobody waits for the rest of the grace when nothing is under way any more."""
+    put, tell = asyncio.Event(), post.agent._local_delivery
+
+    async def held(*mail):
+        await put.wait()
+        return await tell(*mail)
+
+    post.agent._local_delivery = held
+    await post.start()
+    await post.send(ANN)
+    await turn()
+    draining = asyncio.ensure_future(post.agent.drain(1e6))
+    await turn()
+    assert not draining.done()
+    put.set()
+    await draining
+
+    assert [ANN] == [who for who, *_ in post.mailboxes]
+
+
 async def test_drain_cuts_what_takes_too_long(post):
     """After the grace it is cut off, and the queue has it all."""
     post.remote.held["DATA"] = asyncio.Event()

@@ -75,7 +75,11 @@ async def resolver():
     ],
 )
 async def test_answers(resolver, question, answer):
-    assert answer == await resolver.answer(question)
+    found = await resolver.answer(question)
+
+    # Records of a set have no order, and come in any.
+    assert sorted(answer.values) == sorted(found.values)
+    assert (answer.exists, answer.trouble) == (found.exists, found.trouble)
 
 
 async def test_trouble(resolver):

@@ -169,7 +169,14 @@ WRONG = {
         "br0 gives bridge",
     ),
     "larger packets": (["10.77.0.11/24"], "mtu = 9000", 3, "mtu", "br0 carries"),
-    "a tag on a bridge": (["10.77.0.11/24"], "vlan = 7", 3, "vlan", "is a bridge"),
+    "a tag on a bridge": (
+        ["10.77.0.11/24"],
+        'link = "br0"\nvlan = 7',
+        4,
+        "vlan",
+        "is a bridge",
+    ),
+    "a tag on no link": (["10.77.0.11/24"], "vlan = 7", 1, "link", "name the link"),
 }
 
 

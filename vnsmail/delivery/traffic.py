@@ -358,7 +358,13 @@ class Traffic:
     ) -> None:
         task = tasks.create_task(doing)
         self.flying.add(task)
-        task.add_done_callback(self.flying.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        # Not when the flight is over, while its task still runs: who waits until
+        # nothing flies would look too early, and wait in vain.
+        self.flying.discard(task)
+        self.something_landed.set()
 
     async def _finish(self, record: Record) -> None:
         try:
@@ -387,7 +393,6 @@ class Traffic:
             self._full = False
             self.look.set()
         self.lanes.tidy(lane)
-        self.something_landed.set()
 
     def _close(self, record: Record) -> None:
         record.aboard -= 1

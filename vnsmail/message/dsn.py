@@ -249,7 +249,9 @@ def _type_of(address: str) -> str:
 def _orcpt(original: Envelope, recipient: str) -> tuple[str, str]:
     """Return type and address of the original recipient; empty if none was given."""
     kind, _, text = original.request(recipient).orcpt.partition(";")
-    return kind, _from_xtext(text)
+    # What is not printed must not make a notice international that shows nothing of it.
+    address = "".join(filter(str.isprintable, _from_xtext(text))).strip()
+    return (kind, address) if kind.strip() else ("", "")
 
 
 def _from_xtext(text: str) -> str:
