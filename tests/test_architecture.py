@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "vnsmail"
 FLOORS = [
     {"errors"},
     {"model", "log"},
-    {"settings", "channel", "database"},
+    {"settings", "channel", "database", "events"},
     {"smtp", "message", "drop", "net", "directory", "sasl"},
     {"queue", "broker", "capture", "authentication"},
     {"mailbox", "resolve"},
@@ -76,6 +76,7 @@ PURE = [
     "authentication/*.py",
     "sasl/*.py",
     "drop/form.py",
+    "events/record.py",
     "net/bpf.py",
     "net/hook_programs.py",
     "net/names.py",

@@ -12,6 +12,7 @@ root keeps everything below one folder.
     /var/lib/vnsmail/dkim/HOST/       DIR/dkim/HOST/        DKIM keys, root's alone
     /var/lib/vnsmail/machine/         DIR/machine/          queue.db of the machine
     /run/vnsmail/                     DIR/run/              control socket, pid, log
+    /var/log/vnsmail/events.jsonl     DIR/log/events.jsonl  what became of each message
 
 Unknown keys are refused: a typing error must not become a default. So is a value of
 another kind than the key has: ``port = "25"`` or ``count = true`` was not thought over.
@@ -91,6 +92,12 @@ class Layout:
     @property
     def log_file(self) -> Path:
         return self.run / "vnsmail.log"
+
+    @property
+    def events(self) -> Path:
+        """The event log, where the settings do not name another file."""
+        folder = self.state / "log" if self.instance else Path("/var/log/vnsmail")
+        return folder / "events.jsonl"
 
     @property
     def dkim(self) -> Path:
@@ -429,6 +436,20 @@ class MetricsSettings(_Table):
         return _listen(self.listen)
 
 
+def _absolute(text: str) -> str:
+    if text and text != "off" and not text.startswith("/"):
+        raise ValueError("write an absolute path, or `off`")
+    return text
+
+
+class EventSettings(_Table):
+    """[events]: the event log, a line of JSON for what becomes of each message."""
+
+    file: Annotated[str, AfterValidator(_absolute)] = ""
+    """Where it is written; empty: /var/log/vnsmail/events.jsonl, or log/events.jsonl
+    below another root; ``off``: nowhere."""
+
+
 class Settings(_Table):
     """All of vnsmail.toml."""
 
@@ -441,9 +462,17 @@ class Settings(_Table):
     dns: DnsSettings = Field(default_factory=DnsSettings)
     network: NetworkSettings = Field(default_factory=NetworkSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+    events: EventSettings = Field(default_factory=EventSettings)
     authentication: AuthenticationSettings = Field(
         default_factory=AuthenticationSettings
     )
+
+
+def event_file(layout: Layout, settings: Settings) -> Path | None:
+    """Return where the event log is; None if there is to be none."""
+    if settings.events.file == "off":
+        return None
+    return Path(settings.events.file) if settings.events.file else layout.events
 
 
 def load(file: Path) -> Settings:

@@ -17,6 +17,7 @@ from vnsmail.delivery.agent import DeliveryAgent
 from vnsmail.delivery.pace import FIRST_WINDOW
 from vnsmail.delivery.shares import Shares
 from vnsmail.errors import BrokerGone, QueueUnavailable, SourceUnavailable
+from vnsmail.events import record
 from vnsmail.model import DsnRequest, Family, Notify, Outcome, Ret, Verdict
 from vnsmail.queue.body import Body, BodyWriter
 from vnsmail.queue.queue import Queue
@@ -393,6 +394,21 @@ async def test_the_event_of_a_delivery(post, logged):
     assert {} == {name: time for name, time in times.items() if time <= 0}
     assert event["total"] >= event["hello"] + event["data"]
     assert event["queue_age"] == 0
+
+
+async def test_events(post):
+    """The event log has each attempt and each notice, in place of the daemon's log."""
+    told = []
+    post.make(tell=told.append)
+    async with running(post):
+        message = await post.send(BOB)
+        await post.queue.empty()
+
+    (event,) = told
+    assert isinstance(event, record.Delivered)
+    assert (message.id, BOB, 1) == (event.id, event.recipient, event.attempt)
+    assert (SOURCE, post.remote.sessions[0].port) == (event.source, event.source_port)
+    assert event.total_seconds > 0
 
 
 # Deferred -----------------------------------------------------------------------

@@ -46,6 +46,7 @@ from vnsmail.delivery.sources import MISSING, Sources
 from vnsmail.delivery.sweep import Sweeper
 from vnsmail.delivery.traffic import Traffic
 from vnsmail.errors import NotFound, QueueUnavailable, VnsmailError
+from vnsmail.events.record import Tell, untold
 from vnsmail.log import logger
 from vnsmail.model import Envelope, Outcome
 from vnsmail.queue.body import Body
@@ -95,6 +96,7 @@ class DeliveryAgent:
         shares: of all owners of this worker.
         count: told each outcome, with the octets of the message.
         sign: signs notices.
+        tell: takes what is to stand in the event log.
         clock: seconds since the epoch.
         chance: 0 to 1, for the jitter of retries.
     """
@@ -111,6 +113,7 @@ class DeliveryAgent:
         shares: Shares | None = None,
         count: Callable[[Outcome, int], None] = _uncounted,
         sign: Sign = unsigned,
+        tell: Tell = untold,
         clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -120,7 +123,7 @@ class DeliveryAgent:
         self._rules = settings.queue
         self._clock = clock
         self._chance = chance
-        self._sources = Sources(facts.owner, sockets, self._sources_returned)
+        self._sources = Sources(facts.owner, sockets, self._sources_returned, tell=tell)
         self._pool = Pool(
             self._connect,
             cooldown=min(COOLDOWN, settings.queue.first_retry / 2),
@@ -138,6 +141,7 @@ class DeliveryAgent:
             self._queue_trouble,
             count,
             sign,
+            tell,
         )
         self._sweeper = Sweeper(queue, self._settler, settings.queue, self, clock)
         self._traffic = Traffic(
@@ -344,7 +348,7 @@ class DeliveryAgent:
             try:
                 outcomes = await deliver(flight, recipients)
             except NotFound:
-                log.info("message.withdrawn", owner=self._facts.owner, id=flight.id)
+                self._settler.withdrawn(flight.id)
                 outcomes, last = {}, True
             except QueueUnavailable as error:
                 outcomes = say.for_all(recipients, say.trouble_here(error))

@@ -82,8 +82,19 @@ def expired(last: Outcome, lifetime: float) -> Outcome:
     """
     text = f"given up after {_duration(lifetime)}; the last answer was: {last.text}"
     return Outcome(
-        Verdict.FAILED, last.reply_code, "4.4.7", text, last.remote, last.source
+        Verdict.FAILED,
+        last.reply_code,
+        "4.4.7",
+        text,
+        last.remote,
+        last.source,
+        contact=last.contact,
     )
+
+
+def is_expired(outcome: Outcome) -> bool:
+    """Say whether a failure is that of a message that was tried for long enough."""
+    return outcome.enhanced.startswith("4")
 
 
 def hardest(outcomes: Iterable[Outcome]) -> Outcome:

@@ -17,6 +17,8 @@ from vnsmail.delivery.notices import Notified, notices
 from vnsmail.delivery.outcomes import Outcomes
 from vnsmail.delivery.settlement import Settlement, settlement
 from vnsmail.errors import NotFound, QueueUnavailable
+from vnsmail.events import record as events
+from vnsmail.events.record import Tell, untold
 from vnsmail.log import logger
 from vnsmail.message.dsn import MAX_FULL, header_block
 from vnsmail.model import Envelope, Outcome, Ret, Verdict
@@ -60,6 +62,7 @@ class Settler:
         trouble: told when the queue cannot be used.
         count: told each outcome, with the octets of the message.
         sign: signs notices.
+        tell: takes what is to stand in the event log.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Settler:
         trouble: Callable[[QueueUnavailable], None],
         count: Callable[[Outcome, int], None],
         sign: Sign = unsigned,
+        tell: Tell = untold,
     ) -> None:
         self.facts = facts
         self._queue = queue
@@ -83,6 +87,7 @@ class Settler:
         self._trouble = trouble
         self._count = count
         self._sign = sign
+        self._tell_event = tell
 
     async def settle(
         self,
@@ -139,14 +144,20 @@ class Settler:
         except NotFound:
             return
         if added:
+            now = self._clock()
+            age = round(now - message.envelope.received_at, 3)
             log.info(
-                "message.late",
-                owner=self.facts.owner,
-                id=record.id,
-                queue_age=round(self._clock() - message.envelope.received_at, 3),
+                "message.late", owner=self.facts.owner, id=record.id, queue_age=age
             )
-        for envelope, body in added:
-            self._hand_over(envelope, body)
+            self._tell_event(
+                events.Delayed(
+                    time=events.at(now),
+                    host=self.facts.owner,
+                    id=record.id,
+                    queue_seconds=age,
+                )
+            )
+        self._pass_on(record, added)
 
     async def body(self, record: Record) -> Body:
         """Return the body of a message in flight.
@@ -175,13 +186,38 @@ class Settler:
                 )
                 break
             except NotFound:
-                log.info("message.withdrawn", owner=self.facts.owner, id=record.id)
+                self.withdrawn(record.id)
                 return
             except QueueUnavailable as error:
                 self._trouble(error)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
+        self._pass_on(record, added)
+
+    def withdrawn(self, message_id: str) -> None:
+        """Tell that a message has left the queue while it was under way."""
+        log.info("message.withdrawn", owner=self.facts.owner, id=message_id)
+        now = events.at(self._clock())
+        self._tell_event(
+            events.Withdrawn(time=now, host=self.facts.owner, id=message_id)
+        )
+
+    def _pass_on(self, record: Record, added: Accepted) -> None:
+        """Tell of notices that are in the queue, and have them delivered."""
         for envelope, body in added:
+            self._tell_event(
+                events.Accepted(
+                    time=events.at(envelope.received_at),
+                    host=envelope.owner,
+                    id=envelope.id,
+                    via="notice",
+                    sender=envelope.sender,
+                    recipients=envelope.recipients,
+                    recipient_count=len(envelope.recipients),
+                    size=body.size,
+                    about=record.id,
+                )
+            )
             self._hand_over(envelope, body)
 
     async def _notices(
@@ -233,6 +269,9 @@ class Settler:
             return b""
 
     def _tell(self, message: QueuedMessage, decided: Settlement) -> None:
+        if self._tell_event is not untold:
+            self._tell_of_events(message, decided)
+            return
         age = round(self._clock() - message.envelope.received_at, 3)
         attempts = {each.address: each.attempts for each in message.recipients}
         for recipient, outcome in decided.outcomes.items():
@@ -250,6 +289,27 @@ class Settler:
                 queue_age=age,
                 **_contact(outcome),
             )
+
+    def _tell_of_events(self, message: QueuedMessage, decided: Settlement) -> None:
+        now = self._clock()
+        attempts = {each.address: each.attempts for each in message.recipients}
+        for recipient, outcome in decided.outcomes.items():
+            self._count(outcome, message.size)
+            attempt = attempts.get(recipient, 0) + 1
+            tried = events.Tried(message.envelope, message.size, recipient, attempt)
+            event: events.Event
+            if outcome.verdict is Verdict.DEFERRED:
+                next_attempt = decided.retry_at.get(recipient)
+                event = events.deferral(tried, outcome, now, next_attempt)
+            else:
+                event = events.outcome(_event_of(outcome), tried, outcome, now)
+            self._tell_event(event)
+
+
+def _event_of(outcome: Outcome) -> events.Ended:
+    if outcome.verdict is Verdict.DELIVERED:
+        return events.Delivered
+    return events.Expired if say.is_expired(outcome) else events.Bounced
 
 
 def _contact(outcome: Outcome) -> dict[str, object]:

@@ -22,6 +22,7 @@ from vnsmail.errors import (
     SourceUnavailable,
     VnsmailError,
 )
+from vnsmail.events.record import SourceBack, SourceMissing, Tell, at, untold
 from vnsmail.log import logger
 from vnsmail.model import Family, Owner
 
@@ -52,6 +53,7 @@ class Sources:
         sockets: where they come from.
         on_return: called when a missing address is back.
         pause: waits so many seconds; for tests.
+        tell: takes what is to stand in the event log.
     """
 
     def __init__(
@@ -60,11 +62,13 @@ class Sources:
         sockets: Sockets,
         on_return: Callable[[], None],
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        tell: Tell = untold,
     ) -> None:
         self._owner = owner
         self._sockets = sockets
         self._on_return = on_return
         self._pause = pause
+        self._tell = tell
         self._holds: dict[Family, _Hold] = {}
         self._waits: dict[Family, float] = {}
         self._back: dict[Family, float] = {}
@@ -102,6 +106,14 @@ class Sources:
             family=int(family),
             reason=str(error),
         )
+        self._tell(
+            SourceMissing(
+                time=at(hold.since),
+                host=self._owner,
+                family=int(family),
+                reason=str(error),
+            )
+        )
         hold.task = asyncio.ensure_future(self._probe(family, hold))
 
     def hurry(self) -> None:
@@ -135,11 +147,21 @@ class Sources:
             break
         del self._holds[family]
         self._back[family] = now()
+        back = time.time()
+        held_seconds = round(back - hold.since, 1)
         log.info(
             "delivery.resumed",
             owner=self._owner,
             family=int(family),
-            held_seconds=round(time.time() - hold.since, 1),
+            held_seconds=held_seconds,
+        )
+        self._tell(
+            SourceBack(
+                time=at(back),
+                host=self._owner,
+                family=int(family),
+                held_seconds=held_seconds,
+            )
         )
         self._on_return()
 

@@ -24,6 +24,8 @@ from vnsmail.delivery.shares import Shares
 from vnsmail.engines import protocol
 from vnsmail.engines.owner import OwnerService
 from vnsmail.errors import NotServed, VnsmailError
+from vnsmail.events.pipe import EventPipe
+from vnsmail.events.record import untold
 from vnsmail.inbound.verifier import Verifier
 from vnsmail.settings import Settings
 
@@ -45,6 +47,7 @@ class Worker:
         self._locks: dict[str, asyncio.Lock] = {}
         self._sockets = SocketClient()
         self._shares = Shares()
+        self._events = EventPipe()
         self._settings = Settings()
         self._resolvers: tuple[str, ...] = ()
         self._ending = asyncio.Event()
@@ -56,6 +59,7 @@ class Worker:
         listening.cancel()
         await asyncio.gather(*(owner.close() for owner in self._owners.values()))
         self._sockets.close()
+        self._events.close()
         self._verifier.close()
         self._executor.shutdown()
         log.info("worker.ended")
@@ -98,7 +102,7 @@ class Worker:
                 protocol.encode(protocol.Failed(answer.id, str(error)))
             )
 
-    async def _handle(  # noqa: C901, PLR0911  one line a request, like a table
+    async def _handle(  # noqa: C901, PLR0911, PLR0912  one line a request, like a table
         self, request: protocol.Request, fds: list[int]
     ) -> protocol.Answer:
         match request:
@@ -106,6 +110,8 @@ class Worker:
                 return self._configure(request)
             case protocol.UseBroker():
                 self._use_broker(fds)
+            case protocol.UseEvents():
+                self._events.use(os.dup(fds[0]))
             case protocol.Assign():
                 await self._assign(request.facts)
             case protocol.Release():
@@ -167,6 +173,7 @@ class Worker:
                 self._executor,
                 self._verifier,
                 self._shares,
+                self._events.tell if self._events.on else untold,
             )
             await service.open()
             self._owners[facts.owner] = service

@@ -43,6 +43,8 @@ from vnsmail.errors import (
     Suspended,
     VnsmailError,
 )
+from vnsmail.events import record as events
+from vnsmail.events.record import Tell, untold
 from vnsmail.inbound.accept import Aliased, Taken
 from vnsmail.inbound.allowance import HostAllowance
 from vnsmail.inbound.inject import Prepared
@@ -88,6 +90,7 @@ class OwnerService:
         executor: does what waits for a disk.
         verifier: checks passwords; None: one of its own.
         shares: what each owner of a worker may have in memory of mail on its way.
+        tell: takes what is to stand in the event log.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class OwnerService:
         executor: Executor,
         verifier: Verifier | None = None,
         shares: Shares | None = None,
+        tell: Tell = untold,
     ) -> None:
         self._facts = facts
         self._rules = OwnerRules(facts, settings, executor, verifier or Verifier())
@@ -107,6 +111,7 @@ class OwnerService:
         self._sockets = sockets
         self._executor = executor
         self._shares = shares or Shares()
+        self._tell = tell
         self._folder = Path(facts.folder)
         self._servers = resolvers
         self._resolver = Resolver(*self._asked(facts), settings.dns.timeout)
@@ -174,6 +179,7 @@ class OwnerService:
             executor=self._executor,
             may_begin=self._allowed().may_begin,
             admitted=self._counted().came_in,
+            tell=self._tell,
         )
         if self._facts.listen:
             await self._listen(self._reception, self._facts, self._facts.addresses)
@@ -308,6 +314,7 @@ class OwnerService:
             size=prepared.body.size,
             uid=mail.uid,
         )
+        self._tell_of(envelope, body.size, "local", user=mail.user, uid=mail.uid)
         return prepared.envelope.id
 
     async def give_back(self, fd: int, mail: LocalMail, reason: str) -> None:
@@ -321,6 +328,7 @@ class OwnerService:
             token = mail.token and f"refused {mail.token}"
             body = await self._authenticity.signer.signed(prepared.body)
             await self._keep(prepared.envelope, body, token)
+            self._tell_of(prepared.envelope, body.size, "notice", uid=mail.uid)
         log.info("message.given_back", owner=self._facts.owner, uid=mail.uid)
 
     async def _prepared(self, job: Callable[..., Prepared]) -> Prepared:
@@ -470,6 +478,35 @@ class OwnerService:
         if self._agent is not None:
             self._agent.hand_over(envelope, body)
 
+    def _tell_of(
+        self,
+        envelope: Envelope,
+        size: int,
+        via: str,
+        *,
+        about: str = "",
+        user: str = "",
+        uid: int | None = None,
+        from_host: str = "",
+    ) -> None:
+        """Tell the event log of a message that did not come by SMTP."""
+        self._tell(
+            events.Accepted(
+                time=events.at(envelope.received_at),
+                host=envelope.owner,
+                id=envelope.id,
+                via=via,
+                sender=envelope.sender,
+                recipients=events.named(envelope.recipients),
+                recipient_count=len(envelope.recipients),
+                size=size,
+                user=user,
+                uid=uid,
+                about=about,
+                from_host=from_host,
+            )
+        )
+
     def _sends(self, envelope: Envelope) -> bool:
         """Say whether any of it goes to somebody who is not here."""
         here = {"", *(domain.lower() for domain in self._facts.domains)}
@@ -491,6 +528,7 @@ class OwnerService:
             count=self._counted().outcome,
             sign=self._authenticity.signer.signed,
             shares=self._shares,
+            tell=self._tell,
         )
 
     async def _deliver(self, agent: DeliveryAgent) -> None:
@@ -578,7 +616,10 @@ class OwnerService:
             received_at=now,
             requests=(),
         )
-        await self._keep(again, await loop.run_in_executor(self._executor, copy))
+        whole = await loop.run_in_executor(self._executor, copy)
+        size = whole.size
+        await self._keep(again, whole)
+        self._tell_of(again, size, "forward", about=envelope.id)
         return say.delivered(f"goes on as {again.id} to {', '.join(meant.addresses)}")
 
 

@@ -139,6 +139,10 @@ class UseBroker(_Message, frozen=True):
     """Carries one descriptor: a channel to the broker that replaces any earlier."""
 
 
+class UseEvents(_Message, frozen=True):
+    """Carries one descriptor: the pipe that lines of the event log go through."""
+
+
 class Assign(_Message, frozen=True):
     """Serve this owner, or take its changed facts. Answered when it is served."""
 
@@ -210,6 +214,7 @@ class Stop(_Message, frozen=True):
 Request: TypeAlias = (
     Configure
     | UseBroker
+    | UseEvents
     | Assign
     | Release
     | Leave

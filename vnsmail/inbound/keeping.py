@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass, field
 
 from vnsmail.errors import LimitReached, QueueUnavailable, VnsmailError
+from vnsmail.events.record import Accepted, at, named, untold
 from vnsmail.inbound import allowance
 from vnsmail.inbound.accept import Aliased, Taken
 from vnsmail.inbound.policy import Client, Recipient, Relayed
@@ -145,6 +146,33 @@ async def _kept(arrived: Arrived, shared: Shared, named: asyncio.Event) -> str |
         body.discard()
         raise
     await shared.keep(envelope, whole)
+    _tell(arrived, envelope, whole.size, shared)
+    return envelope.id
+
+
+def _tell(arrived: Arrived, envelope: Envelope, size: int, shared: Shared) -> None:
+    """Tell of a message that is on disk: in the event log, else in that of the daemon."""
+    client = arrived.client
+    if shared.tell is not untold:
+        version = client.tls_version
+        shared.tell(
+            Accepted(
+                time=at(envelope.received_at),
+                host=envelope.owner,
+                id=envelope.id,
+                via=client.role.value,
+                sender=envelope.sender,
+                recipients=named(envelope.recipients),
+                recipient_count=len(envelope.recipients),
+                size=size,
+                peer=client.literal,
+                peer_name=client.reverse_name or "",
+                helo=client.helo,
+                tls=f"{version} {client.tls_cipher}" if version else "",
+                user=client.user,
+            )
+        )
+        return
     log.info(
         "message.accepted",
         owner=envelope.owner,
@@ -156,7 +184,6 @@ async def _kept(arrived: Arrived, shared: Shared, named: asyncio.Event) -> str |
         helo=client.helo,
         **({"user": client.user} if client.user else {}),
     )
-    return envelope.id
 
 
 def _problem(front: bytes, body: Body, name: str) -> Reply | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Executor
 
+from vnsmail.events.record import Tell, untold
 from vnsmail.inbound.session import MX, Receiver
 from vnsmail.inbound.shared import (
     Door,
@@ -46,6 +47,7 @@ class Reception:
         clock: seconds since the epoch.
         may_begin: turns messages away before their bodies come.
         admitted: called for each client that is let in.
+        tell: takes what is to stand in the event log.
     """
 
     def __init__(
@@ -58,8 +60,9 @@ class Reception:
         clock: Callable[[], float] = time.time,
         may_begin: MayBegin | None = None,
         admitted: Callable[[], None] | None = None,
+        tell: Tell = untold,
     ) -> None:
-        self._shared = Shared(facts, keep, reverse_name, executor, clock)
+        self._shared = Shared(facts, keep, reverse_name, executor, clock, tell=tell)
         if may_begin is not None:
             self._shared.may_begin = may_begin
         if admitted is not None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from vnsmail.errors import VnsmailError
+from vnsmail.events.record import Tell, untold
 from vnsmail.inbound.accept import AcceptPolicy
 from vnsmail.inbound.admission import MAX_SESSIONS, MAX_SESSIONS_PER_PEER, Admission
 from vnsmail.inbound.policy import HousePolicy, Policy
@@ -149,6 +150,8 @@ class Shared:
     may_begin: MayBegin = _always
     admitted: Callable[[], None] = _uncounted
     """Called for each client that is let in."""
+    tell: Tell = untold
+    """Takes what is to stand in the event log."""
     admission: Admission[IPAddress | None] = field(default_factory=Admission)
     receivers: set["Receiver"] = field(default_factory=set)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)

@@ -17,13 +17,14 @@ from vnsmail import log as logging
 from vnsmail.directory import Directory
 from vnsmail.engines.protocol import LocalMail, QueueEntry
 from vnsmail.errors import BadInput, NotFound, NotPrivileged, VnsmailError
+from vnsmail.events.file import EventFile
 from vnsmail.model import (
     MACHINE,
     Owner,
     host_name,
     ip_address,
 )
-from vnsmail.settings import Layout, Settings
+from vnsmail.settings import Layout, Settings, event_file
 from vnsmail.supervisor import control, control_server, drop_server
 from vnsmail.supervisor.drops import Drops
 from vnsmail.supervisor.folders import (
@@ -136,7 +137,14 @@ class _Supervisor:
         self._settings = settings
         self._account = account
         self._directory = directory
-        self._services = Services(settings, resolvers(settings), self._worker_options)
+        where = event_file(layout, settings)
+        self._events = EventFile(where) if where is not None else None
+        self._services = Services(
+            settings,
+            resolvers(settings),
+            self._worker_options,
+            self._events.pipe if self._events is not None else None,
+        )
         network = Network(layout.instance, settings.smtp.port)
         self._hosts = Hosts(layout, directory, self._services, network, account)
         self._people = People(directory)
@@ -181,6 +189,7 @@ class _Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ending.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reopen_log)
         prepare_owner(self._layout, Owner(MACHINE), self._account)
         told = MetricsServer(self._metrics.text)
         async with told.listening(self._settings.metrics.where):
@@ -188,7 +197,14 @@ class _Supervisor:
                 await self._drops.prepare()
                 with drop_server.listen(self._layout) as drop_sock:
                     await self._run(sock, drop_sock, ready)
+        if self._events is not None:
+            await asyncio.to_thread(self._events.close)
         log.info("supervisor.ended")
+
+    def _reopen_log(self) -> None:
+        """Somebody has rotated the event log (SIGHUP)."""
+        if self._events is not None:
+            self._events.reopen()
 
     async def _run(
         self, sock: socket.socket, drop_sock: socket.socket, ready: Callable[[], None]

@@ -9,6 +9,7 @@ worker does or fails to do is no reason to end the broker or another worker.
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -96,8 +97,17 @@ class Services:
         settings: Settings,
         resolvers: Sequence[str],
         worker_options: Callable[[str], Sequence[str]],
+        event_pipe: Callable[[], int] | None = None,
     ) -> None:
-        """``worker_options`` gives the launcher's options for the worker of that name."""
+        """Make what runs below; nothing is started.
+
+        Args:
+            settings: vnsmail.toml.
+            resolvers: name servers.
+            worker_options: gives the launcher's options for the worker of that name.
+            event_pipe: makes a pipe into the event log; None: there is no log.
+        """
+        self._event_pipe = event_pipe
         self._settings = settings
         self._resolvers = tuple(resolvers)
         self.problems: dict[str, str] = {}
@@ -190,6 +200,7 @@ class Services:
                 lambda n: engine.Configure(n, name, text, resolvers), seconds=AT_ONCE
             )
         )
+        await self._hand_pipe(peer)
         worker = self._workers[name]
         async with self._introducing:
             worker.peer = peer
@@ -198,6 +209,16 @@ class Services:
                 await self._introduce(worker)
         for service in list(worker.services.values()):
             await self._try_assign(worker, service)
+
+    async def _hand_pipe(self, peer: WorkerPeer) -> None:
+        """Give a worker a pipe of its own into the event log."""
+        if self._event_pipe is None:
+            return
+        fd = self._event_pipe()
+        try:
+            await _done(peer.ask(engine.UseEvents, (fd,), seconds=AT_ONCE))
+        finally:
+            os.close(fd)
 
     def _worker_ended(self, name: str) -> None:
         self._workers[name].peer = None
