@@ -93,7 +93,7 @@ class Post:
         self.agent: DeliveryAgent
         self._running: asyncio.Task[None]
 
-    def make(self, who=ALPHA, shares=None):
+    def make(self, who=ALPHA, shares=None, tell=record.untold):
         self.agent = DeliveryAgent(
             facts=who,
             queue=self.queue,
@@ -106,6 +106,7 @@ class Post:
                 delivery=self.limits,
             ),
             shares=shares,
+            tell=tell,
             sign=self._sign,
             clock=lambda: self.now,
             chance=lambda: 0.5,
@@ -398,7 +399,7 @@ async def test_the_event_of_a_delivery(post, logged):
 
 async def test_events(post):
     """The event log has each attempt and each notice, in place of the daemon's log."""
-    told = []
+    told: list[record.Event] = []
     post.make(tell=told.append)
     async with running(post):
         message = await post.send(BOB)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from typing import Any
 
 import pytest
 
@@ -34,8 +35,8 @@ def until(condition):
 
 @pytest.fixture
 def log(tmp_path):
-    file = EventFile(tmp_path / "log" / "events.jsonl", look_every=0.01)
-    file.path = tmp_path / "log" / "events.jsonl"
+    file: Any = EventFile(tmp_path / "log" / "events.jsonl", look_every=0.01)
+    file.path = file._path
     yield file
     file.close()
 
@@ -123,7 +124,7 @@ async def test_a_folder_that_cannot_be_used(tmp_path):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 async def test_a_full_disk(tmp_path):
     """A disk that is full costs lines, and nothing waits for it."""
-    file = EventFile(tmp_path / "real.jsonl", look_every=0.01)
+    file: Any = EventFile(tmp_path / "real.jsonl", look_every=0.01)
     until((tmp_path / "real.jsonl").exists)
     full = os.open("/dev/full", os.O_WRONLY)
     mine, file._fd, file._look = file._fd, full, lambda *, anew: None
