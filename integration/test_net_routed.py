@@ -283,3 +283,27 @@ def test_addresses_change():
     assert [] == ip("-6 neigh show proxy")
     assert "0" == Path("/proc/sys/net/ipv6/conf/wire0/proxy_ndp").read_text().strip()
     assert 1400 == inside(namespace(), "link show eth0")[0]["mtu"]
+
+
+@alone()
+def test_a_bridge_goes_on_bridging():
+    """Its ports reach each other while hosts are routed through it.
+
+    The kernel shows what they say to each other to the rules of forwarding where
+    br_netfilter is on, as it is after Docker was started.
+    """
+    build()
+    for name in ("iptables", "ip6tables"):
+        switch = Path(f"/proc/sys/net/bridge/bridge-nf-call-{name}")
+        if switch.exists():
+            switch.write_text("1")
+    bridged = host("beta.example", "10.77.0.12/24", "fd77::12/64")
+    establish(routed("alpha.example", "10.77.0.11/24", "fd77::11/64"), bridged)
+
+    for source, target, name in (
+        ("10.77.0.12", "10.77.0.2", "beta.example"),
+        ("fd77::12", "fd77::2", "beta.example"),
+        ("10.77.0.11", "10.77.0.2", "alpha.example"),
+        ("fd77::11", "fd77::2", "alpha.example"),
+    ):
+        assert source == seen_address(target, "", namespace(name))

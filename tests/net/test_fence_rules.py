@@ -36,6 +36,7 @@ def test_each_uplink_has_its_own_addresses():
     assert ({"concat": [beta, "fd77::12"]},) == found["own6"]
     assert (("br0", "eth0"), ("br0",)) == (found["through4"], found["through6"])
     assert [alpha, "forged-alpha.example"] in found["uplinks"]
+    assert ({"concat": ["br0", "br0"]}, {"concat": ["eth0", "eth0"]}) == found["within"]
 
 
 def test_a_router_goes_on_routing():

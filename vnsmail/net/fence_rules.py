@@ -8,11 +8,14 @@ machine's own network, says which:
     comes in on the uplink of a host, from an address of it    goes on
     comes in there from a link-local one, or from none (::)    dropped
     comes in there from any other                              dropped for that host
+    goes from port to port of a bridge that hosts are routed
+      through                                                  goes on
     comes in on a link that hosts are routed through, to be
       forwarded elsewhere than to a host                       dropped, if the machine
                                                                forwards nothing itself
 
-The last is there because forwarding is switched on for those links (routed.py): the
+A bridge's own traffic is seen here where br_netfilter is on (Docker switches it on), as
+if it were forwarded from the bridge to the bridge. The last is there because forwarding is switched on for those links (routed.py): the
 machine forwards for its hosts, and is no router for anybody else by that. Where it is
 one already (net.ipv4.ip_forward, net.ipv6.conf.all.forwarding), the operator's rules say
 what passes, and this one is left out.
@@ -44,6 +47,7 @@ _BEFORE_TRACKING, _FILTER = -300, 0
 """Priorities of nft(8): raw, and filter."""
 
 _IN: Command = {"meta": {"key": "iifname"}}
+_OUT: Command = {"meta": {"key": "oifname"}}
 _FIELDS = {4: "ip", 6: "ip6"}
 _PROTOCOLS = {4: "ipv4", 6: "ipv6"}
 
@@ -108,6 +112,9 @@ def _sets(
             and any(each.address.version == version for each in host.addresses)
         }
         yield NamedSet(f"through{version}", "ifname", tuple(sorted(links)))
+    every = sorted({host.link for host in ports})
+    pairs = tuple({"concat": [link, link]} for link in every)
+    yield NamedSet("within", ("ifname", "ifname"), pairs)
 
 
 def _hook(name: str, priority: int) -> Command:
@@ -136,4 +143,12 @@ _ARRIVING = (
     # A rule ends where its map holds nothing of the packet.
     rule(count(_IN, "@uplinks"), DROP),
 )
-_PASSING = (_elsewhere(4), _elsewhere(6))
+_PASSING = (
+    rule(
+        equal({"meta": {"key": "iifkind"}}, "bridge"),
+        equal({"concat": [_IN, _OUT]}, "@within"),
+        RETURN,
+    ),
+    _elsewhere(4),
+    _elsewhere(6),
+)
