@@ -381,7 +381,7 @@ KEYS = {
         "203.0.113.7",
     ),
     "limits": ("limits = { connections = 7 }", "7"),
-    "suspended": ("suspended = true", "False → True"),
+    "suspended": ("suspended = true", "false → true"),
     "users": ('users = ["ann"]', "ann"),
     "context": ('context = "alias"', "alias"),
 }

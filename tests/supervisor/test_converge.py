@@ -76,6 +76,12 @@ CHANGES = {
     "a router": ('gateways = ["10.77.0.9"]', "gateways -10.77.0.1 +10.77.0.9", False),
     "link": ('link = "br1"', "link br0 → br1", True),
     "context": ('context = "alias"', "context namespace → alias", True),
+    "limits": (
+        "limits = { connections = 5, queue_bytes = 9 }",
+        "limits.connections none → 5, limits.queue_bytes none → 9",
+        False,
+    ),
+    "suspended": ("suspended = true", "suspended false → true", False),
 }
 
 

@@ -89,7 +89,7 @@ async def test_suspend_and_resume(root):
     """The worker is told, the directory keeps it, and nothing else is touched."""
     done = await change(root, suspended=True)
 
-    assert ("suspended False → True",) == done.details
+    assert ("suspended false → true",) == done.details
     assert () == done.steps
     assert served(root).suspended
     assert [] == root.services.released

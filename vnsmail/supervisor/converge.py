@@ -16,6 +16,7 @@ from vnsmail.model import (
     Context,
     HostName,
     IPAddress,
+    Limits,
     SourceAddress,
     Uplink,
     VirtualHost,
@@ -260,6 +261,12 @@ def _changed(before: VirtualHost, after: VirtualHost) -> set[str]:
 
 
 def _difference(name: str, before: object, after: object) -> str:
+    if isinstance(before, Limits) and isinstance(after, Limits):
+        return ", ".join(
+            f"{name}.{each.name} {_listed(old)} → {_listed(new)}"
+            for each in fields(Limits)
+            if (old := getattr(before, each.name)) != (new := getattr(after, each.name))
+        )
     if not isinstance(before, tuple) or not isinstance(after, tuple):
         return f"{name} {_listed(before)} → {_listed(after)}"
     signs = [f"-{each}" for each in before if each not in after]
@@ -274,4 +281,6 @@ def _listed(value: object) -> str:
         return " ".join(str(each) for each in value)
     if isinstance(value, dict):
         return ", ".join(f"{key} {each}" for key, each in value.items())
+    if isinstance(value, bool):
+        return "true" if value else "false"  # as the file has it
     return "none" if value is None else str(value)
