@@ -81,7 +81,9 @@ def test_the_defaults_are_the_documented_ones():
     for key, value in told.items():
         if key not in {
             "machine.name",
+            "delivery.tls",
             "dns.servers",
+            "dns.trusted",
             "authentication.trusted_sealers",
             "smtp.proxy_from",
         }:

@@ -505,6 +505,8 @@ class Contact:
     remote_port: int
     tls: str = ""
     """Version and cipher; empty without."""
+    tls_verified: str = ""
+    """What the server proved: ``no``, ``certificate (by whom it is wanted)``, ``dane``."""
     connect: float = 0.0
     hello: float = 0.0
     data: float = 0.0

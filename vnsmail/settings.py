@@ -25,7 +25,7 @@ import socket
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -319,8 +319,42 @@ class LimitSettings(_Table):
     messages_per_minute: PerMinute | None = None
 
 
+TlsLevel = Literal["none", "may", "encrypt", "verify", "secure"]
+"""See tls.policy.Level."""
+
+
+class HostTlsSettings(_Table):
+    """[delivery.host."NAME".tls]: what is different for one virtual host."""
+
+    policy: TlsLevel | None = None
+    client_certificate: Annotated[bool, Field(strict=True)] | None = None
+    destination: dict[DomainKey, TlsLevel] = {}
+
+
+class TlsSettings(_Table):
+    """[delivery.tls]: how mail that goes out is protected on its way."""
+
+    policy: TlsLevel = "may"
+    """``none``, ``may`` (where it is offered), ``encrypt`` (or it waits), ``verify`` (with a
+    certificate for the exchanger's name), ``secure`` (for the destination's own name)."""
+    plain_after_failure: Annotated[bool, Field(strict=True)] = True
+    """With ``may``: a server whose TLS fails is asked again without."""
+    dane: Annotated[bool, Field(strict=True)] = True
+    """TLSA records count (RFC 7672), where dns.validating says that they can be believed."""
+    mta_sts: Annotated[bool, Field(strict=True)] = True
+    """MTA-STS policies count (RFC 8461)."""
+    client_certificate: Annotated[bool, Field(strict=True)] = False
+    """A virtual host shows its own certificate to servers that ask for one."""
+    ca_file: str = ""
+    """File with the certificates of trusted authorities; empty: those of the system."""
+    destination: dict[DomainKey, TlsLevel] = {}
+    """By the recipients' domain, or the name of a relay, another policy."""
+
+
 class HostDeliverySettings(LimitSettings):
     """[delivery.host."NAME"]: what is different for one virtual host."""
+
+    tls: HostTlsSettings = Field(default_factory=HostTlsSettings)
 
     destination: dict[DomainKey, LimitSettings] = {}
     site: dict[DomainKey, LimitSettings] = {}
@@ -337,6 +371,7 @@ class DeliverySettings(_Table):
     """Messages of one virtual host to one destination; 0: no limit."""
     connections_per_host: Connections = 200
     """Connections at a time of one virtual host to all destinations."""
+    tls: TlsSettings = Field(default_factory=TlsSettings)
     loopback: Annotated[bool, Field(strict=True)] = False
     """Deliver to mail hosts on loopback addresses, which reach this machine itself."""
     destination: dict[DomainKey, LimitSettings] = {}
@@ -356,6 +391,12 @@ class DnsSettings(_Table):
     servers: tuple[IPvAnyAddress, ...] = ()
     """Name servers; empty means those of /etc/resolv.conf."""
     timeout: Seconds = 10.0
+    validating: Annotated[bool, Field(strict=True)] = False
+    """The name servers validate DNSSEC: what they say is authentic (the AD bit of RFC 4035)
+    is believed, if they are on this machine."""
+    trusted: tuple[IPvAnyAddress, ...] = ()
+    """Validating name servers elsewhere that are believed too: nobody may be able to forge
+    what comes from them."""
 
 
 class NetworkSettings(_Table):

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import socket
+import ssl
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -60,6 +61,8 @@ class Remote:
     """
 
     def __init__(self, address="127.0.0.1", port=0, extensions=EXTENSIONS):
+        self.tls: ssl.SSLContext | None = None
+        """What STARTTLS is answered with; None: with nonsense."""
         self.address, self.port = address, port
         self.extensions = extensions
         self.replies: dict[str, deque[str]] = defaultdict(deque)
@@ -113,7 +116,7 @@ class Remote:
         self.sessions.append(session)
         try:
             await self._converse(session, reader, writer)
-        except (ConnectionError, asyncio.IncompleteReadError):
+        except (OSError, asyncio.IncompleteReadError):
             pass
         finally:
             writer.transport.abort()
@@ -149,8 +152,19 @@ class Remote:
                 if (await self._reply(writer, "BODY")).startswith("2"):
                     self.messages.append(arrived)
                     await self._happen()
+            if verb == "STARTTLS" and said.startswith("2"):
+                await self._start_tls(session, reader, writer)
             if verb == "QUIT":
                 return
+
+    async def _start_tls(self, session, reader, writer):
+        if self.tls is None:
+            await reader.read(1)
+            writer.write(b"what?\r\n")
+            await reader.read()
+            raise ConnectionError
+        await writer.start_tls(self.tls)
+        session.verbs.append("secure")
 
     async def _body(self, reader: Any, writer: Any) -> bytes:
         if self.early is not None:

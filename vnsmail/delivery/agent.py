@@ -26,13 +26,14 @@ from typing import TypeAlias
 
 from vnsmail.delivery import outcomes as say
 from vnsmail.delivery.attempt import Attempts
-from vnsmail.delivery.connection import Connection, Sockets, connect
+from vnsmail.delivery.connection import Connection, Sockets, Told, connect
 from vnsmail.delivery.facts import AgentFacts
 from vnsmail.delivery.lanes import Flight
 from vnsmail.delivery.limits import allowed
 from vnsmail.delivery.outcomes import Outcomes
 from vnsmail.delivery.pool import COOLDOWN, Pool
 from vnsmail.delivery.route import Hop, Questions
+from vnsmail.delivery.security import Security
 from vnsmail.delivery.settlement import due_at
 from vnsmail.delivery.settling import (
     FIRST_PAUSE,
@@ -52,6 +53,7 @@ from vnsmail.model import Envelope, Outcome
 from vnsmail.queue.body import Body
 from vnsmail.queue.queue import Queue
 from vnsmail.settings import Settings
+from vnsmail.tls.client import ClientTls
 
 __all__ = ["AgentFacts", "DeliveryAgent", "LocalDelivery"]
 
@@ -99,6 +101,9 @@ class DeliveryAgent:
         tell: takes what is to stand in the event log.
         clock: seconds since the epoch.
         chance: 0 to 1, for the jitter of retries.
+        security: how servers are to be spoken to; None: in plain.
+        tls: what TLS is made with.
+        told: how each connection with TLS went.
     """
 
     def __init__(
@@ -116,8 +121,13 @@ class DeliveryAgent:
         tell: Tell = untold,
         clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
+        security: Security | None = None,
+        tls: ClientTls | None = None,
+        told: Told | None = None,
     ) -> None:
         self._facts = facts
+        self.tls = tls or ClientTls()
+        self._told = told
         self._local_delivery = local_delivery
         self._settings = settings
         self._rules = settings.queue
@@ -130,7 +140,9 @@ class DeliveryAgent:
             max_connections=settings.delivery.connections_per_host,
         )
         self._pool.allow(facts.connections)
-        self._attempts = Attempts(facts, self._pool, resolver, settings.delivery)
+        self._attempts = Attempts(
+            facts, self._pool, resolver, settings.delivery, security=security
+        )
         self._settler = Settler(
             facts,
             queue,
@@ -432,7 +444,13 @@ class DeliveryAgent:
     ) -> Connection:
         try:
             return await connect(
-                hop, self._facts, self._sources, self._settings.smtp, on_gone
+                hop,
+                self._facts,
+                self._sources,
+                self._settings.smtp,
+                on_gone,
+                self.tls,
+                self._told,
             )
         except MISSING as error:
             self._sources.lost(hop.family, error)

@@ -22,6 +22,7 @@ from vnsmail.delivery.limits import allowed as allowed_by
 from vnsmail.delivery.outcomes import Outcomes
 from vnsmail.delivery.pool import Pool
 from vnsmail.delivery.route import Hop, Questions, Route, RouteRules, Shuffle, route
+from vnsmail.delivery.security import Security
 from vnsmail.errors import (
     BrokerGone,
     BrokerRefused,
@@ -59,7 +60,9 @@ class Attempts:
         settings: DeliverySettings,
         shuffle: Shuffle = random.shuffle,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        security: Security | None = None,
     ) -> None:
+        self._security = security
         self._facts = facts
         self._pool = pool
         self._resolver = resolver
@@ -134,6 +137,12 @@ class Attempts:
         hops = await route(
             domain, self._facts, self._resolver, self._shuffle, self._rules
         )
+        if not isinstance(hops, Outcome) and self._security is not None:
+            relay = self._rules.relay(domain) or ""
+            try:
+                hops = await self._security.protect(domain, hops, relay)
+            except (SourceUnavailable, BrokerGone, BrokerRefused) as error:
+                return say.no_source(error)
         if not isinstance(hops, Outcome):
             if len(self._routes) >= MANY_ROUTES:
                 self._routes.clear()

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Protocol, cast
+from typing import Protocol, TypeAlias, cast
 
 from vnsmail.broker.client import SourceSocket
 from vnsmail.delivery import outcomes as say
@@ -30,12 +30,18 @@ from vnsmail.smtp.client_session import (
     ClientSession,
     Disconnected,
     Event,
+    NoTls,
     Ready,
     Refused,
+    StartTls,
     Transaction,
     TransactionFinished,
+    Wish,
 )
 from vnsmail.smtp.replies import Reply
+from vnsmail.tls.client import ClientTls, verified
+from vnsmail.tls.layer import CertificateUnusable, TlsFailed, TlsLayer
+from vnsmail.tls.policy import Check, Step
 
 QUIT_TIMEOUT = 5.0
 """Seconds a remote has to answer QUIT; the mail is safe, so waiting gains nothing."""
@@ -47,6 +53,11 @@ SOURCE_ERRORS = {errno.EADDRNOTAVAIL, errno.EINVAL}
 
 LOST = "4.4.2"
 """Status of a reply that no remote gave: the connection broke (RFC 3463: X.4.2)."""
+
+
+PLAIN = Step(Check.PLAIN, required=False)
+
+Told: TypeAlias = Callable[[Hop, Step, TlsFailed | None], None]
 
 
 class Sockets(Protocol):
@@ -86,8 +97,14 @@ class Connection(asyncio.Protocol):
         helo: str,
         timeouts: SmtpSettings,
         on_gone: Callable[["Connection"], None],
+        step: Step = PLAIN,
+        tls: ClientTls | None = None,
     ) -> None:
         self.hop = hop
+        self._step = step
+        self._tls = tls or ClientTls()
+        self._layer: TlsLayer | None = None
+        self._broken_tls: TlsFailed | None = None
         self.source = ""
         """Its own address, as getsockname(2) gave it."""
         self.contact = Contact(
@@ -98,7 +115,7 @@ class Connection(asyncio.Protocol):
         self.gone = asyncio.get_running_loop().create_future()
         self._timeouts = timeouts
         self._on_gone = on_gone
-        self._session = ClientSession(helo)
+        self._session = ClientSession(helo, _wish(step))
         self._transport: asyncio.Transport | None = None
         self._events: deque[Event] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -120,15 +137,23 @@ class Connection(asyncio.Protocol):
     # What the owner of the connection does ---------------------------------------
 
     async def ready(self) -> None:
-        """Wait for the greeting and for the answer to EHLO.
+        """Wait for the greeting, for TLS, and for the answer to EHLO.
 
         Raises:
             ConnectionFailed: the remote does not want us, or is gone.
+            TlsFailed: there is no TLS with it, or not with the one that is meant.
         """
-        match await self._next(self._timeouts.command_timeout):
+        event = await self._next(self._timeouts.command_timeout)
+        shaken = isinstance(event, StartTls)
+        if shaken:
+            await self._shake_hands()
+            event = await self._next(self._timeouts.command_timeout)
+        match event:
             case Ready():
                 self.contact = replace(self.contact, dsn=self._session.offers_dsn)
                 return
+            case NoTls(text=text):
+                raise TlsFailed(text, "starttls-not-supported")
             case Refused(reply=reply):
                 outcome = say.unwelcome(
                     say.from_reply(reply, str(self.hop), self.source)
@@ -162,6 +187,36 @@ class Connection(asyncio.Protocol):
         replies = dict.fromkeys(transaction.recipients, broken)
         return Result(replies, body_sent, contact)
 
+    async def _shake_hands(self) -> None:
+        """Put TLS below the session, and see who answers.
+
+        Raises:
+            TlsFailed: nothing was said within it.
+        """
+        try:
+            layer = self._layer = self._tls.layer(self._step, self.hop.name)
+        except CertificateUnusable as error:
+            raise TlsFailed(str(error)) from None
+        self._silence.limit(self._timeouts.handshake_timeout)
+        self._write_out()
+        while not (layer.established or self._broken_tls or self.gone.done()):
+            await self._wait()
+        self._silence.stop()
+        if self._broken_tls is not None:
+            raise self._broken_tls
+        if not layer.established:
+            what = self._silence.words if self._silence.was else "connection lost"
+            problem = f"{what} in the handshake"
+            raise TlsFailed(problem)
+        proven = verified(layer, self._step)
+        self.contact = replace(
+            self.contact,
+            tls=f"{layer.version} {layer.cipher}",
+            tls_verified=proven or "no",
+        )
+        self._session.tls_established()
+        self._flush()
+
     def _contact(self, began: float) -> Contact:
         """Return the facts of this transaction; who made the connection tells of it."""
         now = perf_counter()
@@ -185,6 +240,16 @@ class Connection(asyncio.Protocol):
         self._silence.limit(QUIT_TIMEOUT)
         self._flush()
 
+    def end_unsafe(self) -> None:
+        """End a connection that is not to be used, as its TLS is not good."""
+        if self._layer is None:
+            self.quit()
+        else:
+            self._ending = True
+            self._write_out()
+            if self._transport is not None:
+                self._transport.close()
+
     def abort(self) -> None:
         """Cut the connection now."""
         self._ending = True
@@ -199,7 +264,22 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._silence.heard()
-        self._session.receive_data(data)
+        if self._layer is not None:
+            was = self._layer.established
+            try:
+                data = self._layer.receive(data)
+            except TlsFailed as error:
+                self._broken_tls = error
+                self._write_out()
+                if was:
+                    self.abort()
+                self._wake()
+                return
+            self._write_out()
+            if not was and self._layer.established:
+                self._wake()
+        if data:
+            self._session.receive_data(data)
         self._flush()
 
     def eof_received(self) -> None:
@@ -232,9 +312,22 @@ class Connection(asyncio.Protocol):
         if transport is None or transport.is_closing():
             return
         if data := self._session.data_to_send():
-            transport.write(data)
+            if self._layer is not None:
+                self._layer.send(data)
+            else:
+                transport.write(data)
+        if self._layer is not None:
+            self._write_out()
         if self._session.closing:
             transport.close()
+
+    def _write_out(self) -> None:
+        """Write what the layer of TLS has to say."""
+        transport = self._transport
+        if self._layer is None or transport is None or transport.is_closing():
+            return
+        if data := self._layer.outgoing():
+            transport.write(data)
 
     def _collect(self) -> None:
         while (event := self._session.next_event()) is not None:
@@ -375,6 +468,57 @@ async def connect(
     sockets: Sockets,
     settings: SmtpSettings,
     on_gone: Callable[[Connection], None],
+    tls: ClientTls | None = None,
+    told: Told | None = None,
+) -> Connection:
+    """Connect to a hop in the first way of ``hop.tls`` that works.
+
+    Args:
+        hop: where to, and how it is to be protected.
+        facts: who sends.
+        sockets: where the bound socket comes from.
+        settings: port and timeouts.
+        on_gone: see ``connect_once``.
+        tls: what TLS is made with.
+        told: called with each step and how it failed; None if it did not.
+
+    Raises:
+        SourceUnavailable, BrokerGone, BrokerRefused, ConnectionFailed: see
+            ``connect_once``.
+    """
+    failure: TlsFailed | None = None
+    for step in hop.tls.steps:
+        try:
+            connection = await connect_once(
+                hop, facts, sockets, settings, on_gone, step, tls
+            )
+        except TlsFailed as error:
+            failure = failure or error
+            if told is not None:
+                told(hop, step, error)
+            continue
+        if told is not None and step.check is not Check.PLAIN:
+            told(hop, step, None)
+        return connection
+    text = f"no safe connection (TLS): {failure}"
+    outcome = say.no_tls(text, str(hop))
+    raise ConnectionFailed(outcome)
+
+
+def _wish(step: Step) -> Wish:
+    if step.check is Check.PLAIN:
+        return Wish.NEVER
+    return Wish.ALWAYS if step.required else Wish.OFFERED
+
+
+async def connect_once(
+    hop: Hop,
+    facts: AgentFacts,
+    sockets: Sockets,
+    settings: SmtpSettings,
+    on_gone: Callable[[Connection], None],
+    step: Step,
+    tls: ClientTls | None = None,
 ) -> Connection:
     """Connect to a hop, and return when it is ready for mail.
 
@@ -385,16 +529,19 @@ async def connect(
         settings: port and timeouts.
         on_gone: called once when the connection has ended, if there was one: also if
             it failed here.
+        step: how it is to be protected.
+        tls: what TLS is made with.
 
     Raises:
         SourceUnavailable: the owner's own address cannot be used. Nothing was sent,
             and no other address may be tried instead.
         BrokerGone, BrokerRefused: there is no socket.
         ConnectionFailed: the hop does not answer, or does not want us.
+        TlsFailed: it cannot be protected so.
     """
     began = perf_counter()
     source = await sockets.connectable(facts.owner, hop.family)
-    connection = Connection(hop, facts.name, settings, on_gone)
+    connection = Connection(hop, facts.name, settings, on_gone, step, tls)
     try:
         await _connect(source, hop, settings)
         connected = perf_counter()
@@ -430,6 +577,9 @@ async def connect(
         )
     except ConnectionFailed:
         connection.quit()
+        raise
+    except TlsFailed:
+        connection.end_unsafe()
         raise
     except BaseException:
         connection.abort()

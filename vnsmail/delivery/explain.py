@@ -11,9 +11,16 @@ from vnsmail.delivery.route import AS_DNS_SAYS, Hop, Questions, RouteRules, rout
 from vnsmail.errors import ResolveError
 from vnsmail.model import Family, IPAddress, Outcome
 from vnsmail.resolve.resolver import MailExchanger
+from vnsmail.tls.policy import Level
 
-TLS = "none: mail is sent in the clear"
-"""What is said of encryption on the way to a remote (delivery/connection.py)."""
+TLS = {
+    Level.NONE: "none: mail is sent in the clear",
+    Level.MAY: "where the server offers it (may)",
+    Level.ENCRYPT: "or the mail waits (encrypt)",
+    Level.VERIFY: "with a certificate for the exchanger's name (verify)",
+    Level.SECURE: "with a certificate for the destination's name (secure)",
+}
+"""What is said of encryption on the way to a remote (delivery/security.py)."""
 
 
 @dataclass(frozen=True, slots=True)

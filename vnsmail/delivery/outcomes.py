@@ -69,6 +69,11 @@ def connection_failed(problem: str, remote: str) -> Outcome:
     return replace(deferred(421, "4.4.1", problem, remote), unreachable=True)
 
 
+def no_tls(problem: str, remote: str) -> Outcome:
+    """Return the outcome when a server is not, or may not be, the one that is meant."""
+    return replace(deferred(454, "4.7.5", problem, remote), unreachable=True)
+
+
 def unwelcome(outcome: Outcome) -> Outcome:
     """Return what a server said that does not want us, whatever the message."""
     return replace(outcome, unreachable=outcome.verdict is Verdict.DEFERRED)

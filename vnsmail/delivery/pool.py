@@ -241,7 +241,7 @@ class Pool:
     # Sites ---------------------------------------------------------------------------
 
     def _site(self, hop: Hop) -> _Site:
-        key = hop.site or str(hop.address)
+        key = hop.pool
         site = self._sites.get(key)
         if site is None:
             if len(self._sites) >= MANY_SITES:

@@ -17,6 +17,7 @@ from vnsmail.delivery.facts import AgentFacts
 from vnsmail.errors import ResolveError
 from vnsmail.model import Family, IPAddress, Outcome
 from vnsmail.resolve.resolver import MailExchanger, NullMx
+from vnsmail.tls.policy import NO_TLS, HopTls
 
 MAX_EXCHANGERS = 10
 """Exchangers whose addresses are asked for; the largest providers list five."""
@@ -46,9 +47,19 @@ class Hop:
     """Names of all exchangers of the domain: domains with the same ones are one site.
     Empty: the address is a site by itself."""
 
+    domain: str = field(default="", compare=False)
+    """Of the recipients that it is asked for; others may be asked for as well."""
+    tls: HopTls = field(default=NO_TLS, compare=False)
+    """How it is to be spoken to (delivery/security.py)."""
+
     @property
     def family(self) -> Family:
         return Family(self.address.version)
+
+    @property
+    def pool(self) -> str:
+        """Which connections can be used for it: those of its site, of the same rules."""
+        return f"{self.site or self.address} {self.tls.key}".rstrip()
 
     def __str__(self) -> str:
         return f"{self.name} [{self.address}]"

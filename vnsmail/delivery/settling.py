@@ -324,6 +324,7 @@ def _contact(outcome: Outcome) -> dict[str, object]:
         "remote_address": contact.remote_address,
         "remote_port": contact.remote_port,
         "tls": contact.tls or "none",
+        "tls_verified": contact.tls_verified or None,
         "connect": round(contact.connect, 6),
         "hello": round(contact.hello, 6),
         "data": round(contact.data, 6),

@@ -1,6 +1,6 @@
 """What a worker knows of the path a message would take."""
 
-from vnsmail.delivery.explain import TLS, explain
+from vnsmail.delivery.explain import explain
 from vnsmail.delivery.facts import AgentFacts
 from vnsmail.delivery.route import AS_DNS_SAYS, Questions, RouteRules
 from vnsmail.engines.protocol import Explained, Target
@@ -19,6 +19,7 @@ async def explained(
     resolver: Questions,
     servers: tuple[str, ...],
     rules: RouteRules = AS_DNS_SAYS,
+    tls: str = "",
 ) -> Explained:
     """Say where a message of an owner for an address would go; nothing is sent.
 
@@ -30,6 +31,7 @@ async def explained(
         resolver: who is asked where mail goes.
         servers: those that the resolver asks, to be told.
         rules: what the settings say of its routes.
+        tls: how the destination's servers are spoken to.
 
     Raises:
         BadInput: it is no address.
@@ -53,4 +55,4 @@ async def explained(
     )
     said = path.refusal
     refusal = f"{said.reply_code} {said.enhanced} {said.text}" if said else ""
-    return Explained(number, (), targets, refusal, servers, TLS)
+    return Explained(number, (), targets, refusal, servers, tls)

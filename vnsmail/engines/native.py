@@ -50,6 +50,7 @@ class Worker:
         self._events = EventPipe()
         self._settings = Settings()
         self._resolvers: tuple[str, ...] = ()
+        self._authorities = b""
         self._ending = asyncio.Event()
 
     async def run(self) -> None:
@@ -145,6 +146,7 @@ class Worker:
     def _configure(self, request: protocol.Configure) -> protocol.Answer:
         self._settings = Settings.model_validate_json(request.settings)
         self._resolvers = request.resolvers
+        self._authorities = request.authorities
         logging.configure(process=request.worker)
         return protocol.Done(request.id)
 
@@ -174,6 +176,7 @@ class Worker:
                 self._verifier,
                 self._shares,
                 self._events.tell if self._events.on else untold,
+                self._authorities,
             )
             await service.open()
             self._owners[facts.owner] = service

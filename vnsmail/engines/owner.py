@@ -26,6 +26,7 @@ from vnsmail.engines.doors import credentials, listen
 from vnsmail.engines.explaining import explained
 from vnsmail.engines.listing import fitting
 from vnsmail.engines.local_mail import given_back, taken_in
+from vnsmail.engines.protection import Protection, believed
 from vnsmail.engines.protocol import (
     Explained,
     LocalMail,
@@ -91,6 +92,7 @@ class OwnerService:
         verifier: checks passwords; None: one of its own.
         shares: what each owner of a worker may have in memory of mail on its way.
         tell: takes what is to stand in the event log.
+        authorities: certificates of those who say who a server is, as PEM.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class OwnerService:
         verifier: Verifier | None = None,
         shares: Shares | None = None,
         tell: Tell = untold,
+        authorities: bytes = b"",
     ) -> None:
         self._facts = facts
         self._rules = OwnerRules(facts, settings, executor, verifier or Verifier())
@@ -114,7 +117,10 @@ class OwnerService:
         self._tell = tell
         self._folder = Path(facts.folder)
         self._servers = resolvers
-        self._resolver = Resolver(*self._asked(facts), settings.dns.timeout)
+        self._resolver = Resolver(
+            *self._asked(facts), settings.dns.timeout, self._believes
+        )
+        self._protection = Protection(facts, settings, authorities, self._resolver)
         self._authenticity = Authenticity(
             facts, settings, self._resolver.answer, executor
         )
@@ -133,6 +139,9 @@ class OwnerService:
         if not facts.resolvers:
             return self._sockets.resolver, self._servers
         return partial(self._sockets.resolver, owner=facts.owner), facts.resolvers
+
+    def _believes(self, server: str) -> bool:
+        return believed(self._settings.dns, self._facts, server)
 
     # From the beginning to the end -----------------------------------------------------
 
@@ -249,12 +258,14 @@ class OwnerService:
         self._facts = facts
         self._rules.update(facts)
         self._authenticity.update(facts)
+        tls = self._protection.update(facts)
         if self._allowance is not None:
             self._allowance.limits = facts.limits
         if self._reception is not None:
             self._reception.update(self._receiver_facts())
         self._stop_listening(gone)
         if self._agent is not None:
+            self._agent.tls = tls
             self._agent.update(_agent_facts(facts))
 
     async def left(self, addresses: tuple[str, ...], seconds: float) -> bool:
@@ -376,7 +387,11 @@ class OwnerService:
         local, resolver = self._rules.local, self._resolver
         agent = _agent_facts(facts)
         rules = rules_of(self._settings.delivery, self._facts.owner)
-        return await explained(number, address, agent, local, resolver, servers, rules)
+        domain = address.rpartition("@")[2].lower()
+        tls = await self._protection.told_of(domain, rules.relay(domain) or "")
+        return await explained(
+            number, address, agent, local, resolver, servers, rules, tls
+        )
 
     def tally(self) -> Tally:
         """Return what was counted.
@@ -529,6 +544,8 @@ class OwnerService:
             sign=self._authenticity.signer.signed,
             shares=self._shares,
             tell=self._tell,
+            security=self._protection.security,
+            tls=self._protection.tls,
         )
 
     async def _deliver(self, agent: DeliveryAgent) -> None:

@@ -133,6 +133,8 @@ class Configure(_Message, frozen=True):
     worker: str
     settings: str
     resolvers: tuple[str, ...]
+    authorities: bytes = b""
+    """Certificates of those who are trusted to say who a server is, as PEM."""
 
 
 class UseBroker(_Message, frozen=True):

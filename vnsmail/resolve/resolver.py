@@ -11,12 +11,13 @@ returned in lower case, without the dot at the end.
 import asyncio
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, cast
 
 import dns.asyncresolver
 import dns.exception
+import dns.flags
 import dns.message
 import dns.name
 import dns.rdata
@@ -32,6 +33,8 @@ from vnsmail.authentication.questions import Answer, Question
 from vnsmail.errors import ResolveError
 from vnsmail.model import Family, IPAddress
 from vnsmail.resolve.backend import HandedBackend, OpenSocket
+from vnsmail.resolve.tlsa import TlsaFound
+from vnsmail.tls.dane import Tlsa
 
 CACHE_SIZE = 4096
 """Answers kept. A small one takes some 4 KiB."""
@@ -86,14 +89,24 @@ class Resolver:
         open_socket: returns a socket connected to port 53 of a server.
         servers: addresses of recursive name servers, asked in this order.
         timeout: seconds for one question, with all its tries.
+        believed: whether a server's word that its data are authentic counts (AD, RFC
+            4035 section 3.2.3).
     """
 
     def __init__(
-        self, open_socket: OpenSocket, servers: Sequence[str], timeout: float
+        self,
+        open_socket: OpenSocket,
+        servers: Sequence[str],
+        timeout: float,
+        believed: Callable[[str], bool] | None = None,
     ) -> None:
+        self._believed = believed
         self._resolver = dns.asyncresolver.Resolver(configure=False)
         self._resolver.lifetime = timeout
         self._resolver.use_edns(0, 0, EDNS_PAYLOAD)
+        if believed is not None:
+            # RFC 6840 section 5.7: it asks for the answer's AD, and for no signatures.
+            self._resolver.set_flags(dns.flags.RD | dns.flags.AD)
         self.ask(open_socket, servers)
         self._asking: dict[tuple[str, str], _Question] = {}
 
@@ -139,6 +152,48 @@ class Resolver:
         answer = await self._ask(name, _ADDRESS_RECORD[family])
         found = (ipaddress.ip_address(record.address) for record in answer.rrset or ())
         return tuple(a for a in found if not (a.is_unspecified or a.is_multicast))
+
+    async def mx_is_secure(self, domain: str) -> bool:
+        """Say whether DNSSEC vouches for the names of a domain's mail exchangers.
+
+        Raises:
+            ResolveError: the domain does not exist, or nobody can say now.
+        """
+        return self._vouched(await self._ask(domain, "MX"))
+
+    async def tlsa(self, name: str, port: int, family: Family) -> TlsaFound:
+        """Return the TLSA records of a server, as far as DNSSEC vouches for them.
+
+        Where it does not for the server's address, they are not asked for: some name
+        servers do not answer such a question (RFC 7672 section 2.2.2).
+
+        Raises:
+            ResolveError: nobody can say now; the server may have some.
+        """
+        address = await self._ask(name, _ADDRESS_RECORD[family])
+        if not self._vouched(address):
+            return TlsaFound()
+        expanded = _text(address.canonical_name)
+        for base in dict.fromkeys((expanded, name)):
+            try:
+                answer = await self._ask(f"_{port}._tcp.{base}", "TLSA")
+            except ResolveError as error:
+                if error.temporary:
+                    raise
+                continue
+            if answer.rrset and self._vouched(answer):
+                records = tuple(
+                    Tlsa(each.usage, each.selector, each.mtype, each.cert)
+                    for each in answer.rrset
+                )
+                return TlsaFound(records, base)
+        return TlsaFound()
+
+    def _vouched(self, answer: _Answer) -> bool:
+        """Say whether DNSSEC vouches for an answer, by the word of one who is believed."""
+        authentic = bool(answer.response.flags & dns.flags.AD)
+        server = str(answer.nameserver or "")
+        return authentic and self._believed is not None and self._believed(server)
 
     async def reverse_names(self, address: IPAddress) -> tuple[str, ...]:
         """Return what an address is called, true or not; none if it has no name.

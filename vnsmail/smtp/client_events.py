@@ -5,10 +5,21 @@ Rules of this file: values only.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import TypeAlias
 
 from vnsmail.model import DsnRequest, Ret
 from vnsmail.smtp.replies import Reply
+
+
+class Wish(Enum):
+    """Whether a session is to go on within TLS."""
+
+    NEVER = auto()
+    OFFERED = auto()
+    """Where the server offers it."""
+    ALWAYS = auto()
+    """Or it does not go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +51,18 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
+class StartTls:
+    """The server waits for a handshake; tell the session when it is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoTls:
+    """There is no TLS with this server, though it was wanted."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """The server does not want us: its greeting, its answer to hello, or 421."""
 
@@ -66,4 +89,6 @@ class Disconnected:
     text: str
 
 
-Event: TypeAlias = Ready | Refused | BodyWanted | TransactionFinished | Disconnected
+Event: TypeAlias = (
+    Ready | StartTls | NoTls | Refused | BodyWanted | TransactionFinished | Disconnected
+)

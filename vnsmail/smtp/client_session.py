@@ -26,12 +26,25 @@ from vnsmail.smtp.client_events import (
     BodyWanted,
     Disconnected,
     Event,
+    NoTls,
     Ready,
     Refused,
+    StartTls,
     Transaction,
     TransactionFinished,
+    Wish,
 )
-from vnsmail.smtp.commands import Data, Ehlo, Helo, Mail, Quit, Rcpt, Rset, encode
+from vnsmail.smtp.commands import (
+    Data,
+    Ehlo,
+    Helo,
+    Mail,
+    Quit,
+    Rcpt,
+    Rset,
+    Starttls,
+    encode,
+)
 from vnsmail.smtp.errors import SmtpProtocolError, SmtpSyntaxError
 from vnsmail.smtp.replies import Reply, ReplyParser
 
@@ -40,10 +53,13 @@ __all__ = [
     "ClientSession",
     "Disconnected",
     "Event",
+    "NoTls",
     "Ready",
     "Refused",
+    "StartTls",
     "Transaction",
     "TransactionFinished",
+    "Wish",
 ]
 
 _EXTENSION = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?: +(.*))?")
@@ -51,6 +67,7 @@ _EXTENSION = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?: +(.*))?")
 _DATA = encode(Data())
 _RSET = encode(Rset())
 _QUIT = encode(Quit())
+_STARTTLS = encode(Starttls())
 
 _NO_8BITMIME = Reply(554, ("the remote server takes no 8-bit messages",), "5.6.3")
 _NO_SMTPUTF8 = Reply(550, ("the remote server knows no SMTPUTF8",), "5.6.7")
@@ -62,6 +79,8 @@ class State(IntEnum):
 
     OPENING = auto()
     """Greeting and hello."""
+    HANDSHAKE = auto()
+    """The caller shakes hands; the server can say nothing."""
     IDLE = auto()
     """Between transactions."""
     ENVELOPE = auto()
@@ -76,12 +95,16 @@ class State(IntEnum):
     ENDED = auto()
 
 
+_NOT_READY = {State.OPENING, State.HANDSHAKE}
+
+
 class _Step(IntEnum):
     """What a reply is awaited for."""
 
     GREETING = auto()
     EHLO = auto()
     HELO = auto()
+    STARTTLS = auto()
     MAIL = auto()
     RCPT = auto()
     DATA = auto()
@@ -122,12 +145,15 @@ class ClientSession:
 
     Args:
         helo_name: how we call ourselves: a domain name or an address literal.
+        tls: whether STARTTLS (RFC 3207) is said.
 
     Raises:
         SmtpSyntaxError: it is neither.
     """
 
-    def __init__(self, helo_name: str) -> None:
+    def __init__(self, helo_name: str, tls: Wish = Wish.NEVER) -> None:
+        self._tls = tls
+        self._secure = False
         self._ehlo = encode(Ehlo(helo_name))
         self._helo = encode(Helo(helo_name))
         self._state = State.OPENING
@@ -155,6 +181,23 @@ class ClientSession:
     def offers_dsn(self) -> bool:
         """Whether the server takes over notifications (RFC 3461)."""
         return "DSN" in self._extensions
+
+    @property
+    def keeps_tls(self) -> bool:
+        """Whether the server passes mail on over TLS only, if asked to (RFC 8689)."""
+        return self._secure and "REQUIRETLS" in self._extensions
+
+    def tls_established(self) -> None:
+        """Go on within TLS: what was said before counts for nothing (RFC 3207 4.2).
+
+        Raises:
+            RuntimeError: no handshake was asked for.
+        """
+        if self._state is not State.HANDSHAKE:
+            raise RuntimeError("there was nothing to shake hands for")
+        self._secure = True
+        self._state = State.OPENING
+        self._say(self._ehlo, _Step.EHLO)
 
     def receive_data(self, data: bytes) -> None:
         """Take what the server sent; after the session ended it is thrown away."""
@@ -199,7 +242,7 @@ class ClientSession:
         Raises:
             RuntimeError: the session is not ready, or in a transaction.
         """
-        if self._work is not None or self._state is State.OPENING:
+        if self._work is not None or self._state in _NOT_READY:
             raise RuntimeError("the session is not ready for a transaction")
         work = self._prepare(transaction)
         if self._state is not State.IDLE:
@@ -374,6 +417,10 @@ class ClientSession:
         before, self._state = self._state, State.ENDED
         if self._work is not None:
             self._finish(self._work, reply)
+        elif before is State.HANDSHAKE:
+            # Said in plain where TLS was to begin: by somebody in between, perhaps.
+            self._events.clear()
+            self._events.append(NoTls(f"after STARTTLS: {reply.text}"))
         elif before in {State.OPENING, State.IDLE}:
             self._events.append(event)
 
@@ -395,7 +442,7 @@ class ClientSession:
         if reply.is_positive:
             found = (_EXTENSION.fullmatch(line) for line in reply.lines[1:])
             self._extensions = {m[1].upper(): m[2] or "" for m in found if m}
-            self._ready()
+            self._greeted()
         elif reply.is_permanent:
             # RFC 5321 section 3.2: a server without EHLO says so with 5yz.
             self._say(self._helo, _Step.HELO)
@@ -404,9 +451,34 @@ class ClientSession:
 
     def _on_helo(self, reply: Reply) -> None:
         if reply.is_positive:
-            self._ready()
+            self._greeted()
         else:
             self._unwanted(reply)
+
+    def _greeted(self) -> None:
+        """Go on after EHLO or HELO: with STARTTLS, if that is wanted and offered."""
+        if self._secure or self._tls is Wish.NEVER:
+            self._ready()
+        elif "STARTTLS" in self._extensions:
+            self._say(_STARTTLS, _Step.STARTTLS)
+        elif self._tls is Wish.ALWAYS:
+            self._state = State.UNWANTED
+            self._events.append(NoTls("it does not offer STARTTLS"))
+        else:
+            self._ready()
+
+    def _on_starttls(self, reply: Reply) -> None:
+        if not reply.is_positive:
+            self._state = State.UNWANTED
+            self._events.append(
+                NoTls(f"it refuses STARTTLS: {reply.code} {reply.text}")
+            )
+            return
+        self._state = State.HANDSHAKE
+        self._extensions = {}
+        # The beginning of a line that came behind the reply was said in plain.
+        self._replies = ReplyParser()
+        self._events.append(StartTls())
 
     def _ready(self) -> None:
         self._state = State.IDLE
@@ -477,6 +549,7 @@ class ClientSession:
         _Step.GREETING: _on_greeting,
         _Step.EHLO: _on_ehlo,
         _Step.HELO: _on_helo,
+        _Step.STARTTLS: _on_starttls,
         _Step.RSET: _on_rset,
         _Step.QUIT: _on_quit,
     }

@@ -28,6 +28,7 @@ from vnsmail.errors import (
 from vnsmail.log import logger
 from vnsmail.model import MACHINE
 from vnsmail.settings import Settings
+from vnsmail.supervisor.authorities import authorities
 from vnsmail.supervisor.control import ProcessStatus
 from vnsmail.supervisor.peer import NoAnswer, Peer
 from vnsmail.supervisor.plan import worker_for
@@ -195,9 +196,12 @@ class Services:
     async def _worker_started(self, name: str, peer: WorkerPeer) -> None:
         text = self._settings.model_dump_json()
         resolvers = self._resolvers
+        file = self._settings.delivery.tls.ca_file
+        trusted = await asyncio.to_thread(authorities, file)
         await _done(
             peer.ask(
-                lambda n: engine.Configure(n, name, text, resolvers), seconds=AT_ONCE
+                lambda n: engine.Configure(n, name, text, resolvers, trusted),
+                seconds=AT_ONCE,
             )
         )
         await self._hand_pipe(peer)

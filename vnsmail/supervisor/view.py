@@ -197,7 +197,7 @@ def _passable(folder: Path, uid: int, gid: int) -> bool:
 
 MEMORY = Path("/dev/shm")  # noqa: S108  of the worker alone
 """Where a worker has a file system of its own, in memory: libraries that read keys from
-files only get them there, and no disk ever has them (vnsmail/inbound/tls.py)."""
+files only get them there, and no disk ever has them (vnsmail/tls/layer.py)."""
 
 
 def apply(steps: Iterable[Cover | Show | Link], uid: int, gid: int) -> None:

@@ -1,0 +1,165 @@
+"""How a destination's servers are to be spoken to: settings, DANE, MTA-STS, in that order.
+
+A level of the settings that asks for more than TLS of any kind (``verify``, ``secure``), or for
+none (``none``), is the word of whoever runs the system, and is taken as it is. Otherwise
+TLSA records that DNSSEC vouches for go before an MTA-STS policy (RFC 8461 section 2).
+
+Rules of this file: what is not known now is no permission: a server whose TLSA records
+cannot be looked up is left out, and the mail waits; what is decided is decided in tls/policy.py.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from vnsmail.delivery import outcomes as say
+from vnsmail.delivery.route import Hop
+from vnsmail.errors import ResolveError
+from vnsmail.model import Family, Outcome
+from vnsmail.resolve.tlsa import TlsaFound
+from vnsmail.settings import DeliverySettings
+from vnsmail.tls.policy import HopTls, Level, by_dane, by_level, by_sts
+from vnsmail.tls.sts import Policy
+
+SMTP_PORT = 25
+
+
+class Secured(Protocol):
+    """Who knows what DNSSEC vouches for; vnsmail.resolve.resolver.Resolver."""
+
+    async def mx_is_secure(self, domain: str) -> bool: ...
+
+    async def tlsa(self, name: str, port: int, family: Family) -> TlsaFound: ...
+
+
+class Policies(Protocol):
+    """Who knows MTA-STS policies; delivery/mta_sts.py."""
+
+    async def policy(self, domain: str) -> Policy | None: ...
+
+
+class Unreported(Protocol):
+    """Who is told of servers that were left out."""
+
+    def __call__(self, hop: Hop, policy: str, kind: str, text: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TlsRules:
+    """What the settings say of one owner's TLS."""
+
+    settings: DeliverySettings
+    owner: str
+
+    def level(self, domain: str, relay: str = "") -> Level:
+        """Return the level of a destination: that of its relay's name if it has one."""
+        host = self.settings.host.get(self.owner)
+        names = [domain, *([relay] if relay else [])]
+        if host is not None:
+            for name in names:
+                if name in host.tls.destination:
+                    return Level(host.tls.destination[name])
+            if host.tls.policy is not None:
+                return Level(host.tls.policy)
+        for name in names:
+            if name in self.settings.tls.destination:
+                return Level(self.settings.tls.destination[name])
+        return Level(self.settings.tls.policy)
+
+    @property
+    def client_certificate(self) -> bool:
+        """Whether the owner's own certificate is shown to servers that ask for one."""
+        host = self.settings.host.get(self.owner)
+        own = host.tls.client_certificate if host is not None else None
+        return self.settings.tls.client_certificate if own is None else own
+
+
+class Security:
+    """Decides for one owner.
+
+    Args:
+        rules: of the settings.
+        dnssec: who is asked for TLSA records; None: nobody, as no answer is vouched for.
+        policies: who is asked for MTA-STS policies; None: nobody.
+        left_out: told of each server that is not asked.
+    """
+
+    def __init__(
+        self,
+        rules: TlsRules,
+        dnssec: Secured | None = None,
+        policies: Policies | None = None,
+        left_out: Unreported | None = None,
+    ) -> None:
+        self.rules = rules
+        self._dnssec = dnssec if rules.settings.tls.dane else None
+        self._policies = policies if rules.settings.tls.mta_sts else None
+        self._left_out = left_out
+
+    async def protect(
+        self, domain: str, hops: Sequence[Hop], relay: str = ""
+    ) -> tuple[Hop, ...] | Outcome:
+        """Return the hops that may be asked, each with how; or why there is none.
+
+        Args:
+            domain: of the recipients.
+            hops: of a route.
+            relay: the relay of the settings that they belong to; empty: those of DNS.
+
+        Raises:
+            SourceUnavailable, BrokerGone, BrokerRefused: a policy could not be asked for,
+                as the owner's address is missing.
+        """
+        level = self.rules.level(domain, relay.rpartition(":")[0] or relay)
+        plain_after = self.rules.settings.tls.plain_after_failure
+        raised = level in {Level.MAY, Level.ENCRYPT} and not domain.startswith("[")
+        policy = None
+        if raised and not relay and self._policies is not None:
+            policy = await self._policies.policy(domain)
+        secure = raised and await self._is_secure(domain, relay)
+        found: list[Hop] = []
+        problem = ""
+        for hop in hops:
+            usual = by_level(level, domain, hop.name, plain_after=plain_after)
+            try:
+                tls = await self._of(hop, usual, policy, domain, secure=secure)
+            except ResolveError as error:
+                problem = f"{hop.name} is not asked: {error}"
+                self._tell(hop, domain, "tlsa", "dnssec-invalid", problem)
+                continue
+            if tls is None:
+                problem = f"{hop.name} is not in the MTA-STS policy of {domain}"
+                self._tell(hop, domain, "sts", "validation-failure", problem)
+                continue
+            found.append(replace(hop, tls=tls, domain=domain))
+        if found:
+            return tuple(found)
+        return say.no_tls(problem, str(hops[0]))
+
+    async def _is_secure(self, domain: str, relay: str) -> bool:
+        """Say whether the names of the servers are to be believed."""
+        if self._dnssec is None:
+            return False
+        return True if relay else await self._dnssec.mx_is_secure(domain)
+
+    async def _of(
+        self,
+        hop: Hop,
+        usual: HopTls,
+        policy: Policy | None,
+        domain: str,
+        *,
+        secure: bool,
+    ) -> HopTls | None:
+        if secure and self._dnssec is not None and not hop.name.startswith("["):
+            port = hop.port or SMTP_PORT
+            tlsa = await self._dnssec.tlsa(hop.name, port, hop.family)
+            if tlsa.records:
+                return by_dane(tlsa.records, tlsa.base, hop.name, domain)
+        if policy is not None:
+            return by_sts(policy, hop.name, usual)
+        return usual
+
+    def _tell(self, hop: Hop, domain: str, policy: str, kind: str, text: str) -> None:
+        if self._left_out is not None:
+            self._left_out(replace(hop, domain=domain), policy, kind, text)

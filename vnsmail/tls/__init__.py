@@ -1,0 +1,1 @@
+"""TLS, of connections that come in and of those that go out."""
