@@ -92,6 +92,7 @@ class _Attempt(_OfMessage, frozen=True, kw_only=True, omit_defaults=True):
     remote_port: int = 0
     tls: str = ""
     """Version and cipher."""
+    tls_verified: str = ""
     connect_seconds: float = 0.0
     hello_seconds: float = 0.0
     data_seconds: float = 0.0
@@ -311,6 +312,7 @@ def _contact(contact: Contact | None, came_to: Outcome) -> dict[str, Any]:
         "remote_address": contact.remote_address,
         "remote_port": contact.remote_port,
         "tls": contact.tls,
+        "tls_verified": contact.tls_verified,
         "connect_seconds": round(contact.connect, 6),
         "hello_seconds": round(contact.hello, 6),
         "data_seconds": round(contact.data, 6),
