@@ -283,22 +283,48 @@ def _domain_key(text: str) -> str:
         raise ValueError(error.remedy) from None
 
 
+LMTP = "lmtp:"
+"""Before a route: what listens there is a store that speaks LMTP (RFC 2033)."""
+
+
 def _relay(text: str) -> str:
-    """Return a route: ``mx``, or a host with or without a port."""
-    name, colon, port = text.strip().lower().rpartition(":")
+    """Return a route: ``mx``, or a host with or without a port, or a store."""
+    text = text.strip().lower()
+    if text.startswith(LMTP):
+        return LMTP + _store(text.removeprefix(LMTP))
+    name, colon, port = text.rpartition(":")
     if not colon or text.endswith("]"):
-        name, port = text.strip().lower(), ""
-    if port and not (port.isdecimal() and 0 < int(port) < 65536):
-        raise ValueError("the port is a number from 1 to 65535")
+        name, port = text, ""
     if name == "mx" and not port:
         return name
+    return _host_and_port(name, port)
+
+
+def _store(text: str) -> str:
+    """Return the host and port of a store."""
+    if text.startswith(("/", "unix:")):
+        raise ValueError(
+            "a worker reaches no Unix socket: let the store listen on TCP, and give "
+            "lmtp:HOST:PORT"
+        )
+    name, _, port = text.rpartition(":")
+    if not name or text.endswith("]"):
+        raise ValueError("give a port too, as lmtp:HOST:PORT: LMTP has none of its own")
+    if port == "25":
+        raise ValueError("port 25 is for SMTP (RFC 2033 section 5): give another one")
+    return _host_and_port(name, port)
+
+
+def _host_and_port(name: str, port: str) -> str:
+    if port and not (port.isdecimal() and 0 < int(port) < 65536):
+        raise ValueError("the port is a number from 1 to 65535")
     if name.startswith("[") and name.endswith("]"):
         try:
             ip_address(name[1:-1])
         except BadInput as error:
             raise ValueError(error.remedy) from None
-        return f"{name}:{port}" if port else name
-    name = _domain_key(name)
+    else:
+        name = _domain_key(name)
     return f"{name}:{port}" if port else name
 
 

@@ -49,6 +49,9 @@ class Session:
     verbs: list[str] = field(default_factory=list)
     arguments: list[str] = field(default_factory=list)
     helo: str = ""
+    pieces: list[bytes] = field(default_factory=list)
+    spoiled: bool = False
+    """A piece of the body was refused."""
 
 
 class Remote:
@@ -57,13 +60,16 @@ class Remote:
     ``replies`` has what is said to a verb, each once and the last for ever; GREETING
     and BODY are verbs, and ``RCPT address`` goes before ``RCPT``. ``held`` has events
     to wait for before a verb is answered. ``early`` is said, and the connection cut,
-    after so many octets of a body.
+    after so many octets of a body. With ``lmtp`` each recipient has a reply to the body, by ``BODY address``.
     """
 
-    def __init__(self, address="127.0.0.1", port=0, extensions=EXTENSIONS):
+    def __init__(
+        self, address="127.0.0.1", port=0, extensions=EXTENSIONS, *, lmtp=False
+    ):
         self.tls: ssl.SSLContext | None = None
         """What STARTTLS is answered with; None: with nonsense."""
         self.address, self.port = address, port
+        self.lmtp = lmtp
         self.extensions = extensions
         self.replies: dict[str, deque[str]] = defaultdict(deque)
         self.held: dict[str, asyncio.Event] = {}
@@ -138,20 +144,26 @@ class Remote:
             session.arguments.append(argument)
             await self._happen()
             address = argument.partition("<")[2].partition(">")[0]
-            if verb in {"EHLO", "HELO"}:
+            if verb in {"EHLO", "HELO", "LHLO"}:
                 session.helo = argument
             elif verb == "MAIL":
                 sender, recipients = address, []
+                session.pieces, session.spoiled = [], False
+            if verb == "BDAT" and await self._piece(
+                session, reader, argument, listened=bool(recipients)
+            ):
+                body = b"".join(session.pieces)
+                await self._end(writer, Arrived(sender, recipients, body, session.peer))
+                continue
             said = await self._reply(writer, verb, address)
+            session.spoiled |= verb == "BDAT" and not said.startswith("2")
             if verb == "RCPT" and said.startswith("2"):
                 recipients.append(address)
             if verb == "DATA" and said.startswith("3"):
                 body = await self._body(reader, writer)
                 session.verbs.append("BODY")
                 arrived = Arrived(sender, recipients, body, session.peer)
-                if (await self._reply(writer, "BODY")).startswith("2"):
-                    self.messages.append(arrived)
-                    await self._happen()
+                await self._end(writer, arrived)
             if verb == "STARTTLS" and said.startswith("2"):
                 await self._start_tls(session, reader, writer)
             if verb == "QUIT":
@@ -165,6 +177,23 @@ class Remote:
             raise ConnectionError
         await writer.start_tls(self.tls)
         session.verbs.append("secure")
+
+    async def _piece(
+        self, session: Session, reader: Any, argument: str, *, listened: bool
+    ) -> bool:
+        """Read a chunk; say whether a message is whole with it."""
+        octets, _, last = argument.partition(" ")
+        session.pieces.append(await reader.readexactly(int(octets)))
+        return bool(last) and listened and not session.spoiled
+
+    async def _end(self, writer, arrived):
+        answers = [("BODY",)]
+        if self.lmtp:
+            answers = [("BODY", to) for to in arrived.recipients]
+        said = [await self._reply(writer, *each) for each in answers]
+        if any(each.startswith("2") for each in said):
+            self.messages.append(arrived)
+            await self._happen()
 
     async def _body(self, reader: Any, writer: Any) -> bytes:
         if self.early is not None:
@@ -185,7 +214,7 @@ class Remote:
         if verb in self.held:
             await self.held[verb].wait()
         said = self._next(f"{verb} {address}") or self._next(verb)
-        if not said and verb == "EHLO":
+        if not said and verb in {"EHLO", "LHLO"}:
             lines = ["mx.b.example", *self.extensions]
             marks = ["-"] * (len(lines) - 1) + [" "]
             said = "\r\n".join(

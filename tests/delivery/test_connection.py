@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import ipaddress
 import random
@@ -352,6 +353,110 @@ async def test_nobody_taken(remote, sockets):
     assert [([], b""), ([BOB], MESSAGE)] == [
         (arrived.recipients, arrived.body) for arrived in remote.messages
     ]
+
+
+CHUNKING = ("PIPELINING", "CHUNKING", "SIZE 50000000")
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """What the connection wrote, write by write."""
+    pieces = []
+    flush = module.Connection._flush
+
+    def noted(self):
+        if (transport := self._transport) is not None:
+            self._transport = _Noted(transport, pieces)
+        flush(self)
+        self._transport = transport
+
+    monkeypatch.setattr(module.Connection, "_flush", noted)
+    return pieces
+
+
+class _Noted:
+    def __init__(self, transport, pieces):
+        self._transport, self._pieces = transport, pieces
+
+    def write(self, data):
+        self._pieces.append(data)
+        self._transport.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self._transport, name)
+
+
+async def test_a_short_message_goes_in_one_write(sockets, written):
+    """Envelope and body together, where the remote takes chunks."""
+    async with Remote(extensions=CHUNKING) as remote:
+        async with connected(remote, sockets) as connection:
+            await send(connection)
+            await send(connection)
+
+        assert [MESSAGE, MESSAGE] == [each.body for each in remote.messages]
+        assert 3 == len(written)  # EHLO and two messages
+        assert written[2].startswith(b"MAIL ")
+        assert written[2].endswith(MESSAGE)
+
+
+async def test_a_large_body_in_chunks(sockets, tmp_path):
+    body = (b"x" * 70 + b"\r\n.\r\n") * 10_000
+    async with Remote(extensions=CHUNKING) as remote:
+        async with connected(remote, sockets) as connection:
+            result = await connection.send(
+                transaction(body=body), in_file(tmp_path, body)
+            )
+
+        assert 250 == result.replies[BOB].code
+        [arrived] = remote.messages
+        assert body == arrived.body
+        assert 2 < remote.sessions[0].verbs.count("BDAT")
+
+
+async def test_a_chunk_refused(sockets, tmp_path):
+    """The rest is not sent, and the connection is good for the next message."""
+    body = (b"x" * 70 + b"\r\n") * 100_000
+    async with Remote(extensions=CHUNKING) as remote:
+        remote.says("BDAT", "552 5.3.4 too large", "503 5.5.1 reset first")
+        async with connected(remote, sockets) as connection:
+            result = await connection.send(
+                transaction(body=body), in_file(tmp_path, body)
+            )
+            assert "too large" == result.replies[BOB].text
+            assert not result.body_sent
+            assert connection.usable
+            await send(connection)
+
+        assert [MESSAGE] == [each.body for each in remote.messages]
+
+
+async def test_a_message_to_a_connection_that_is_over(sockets):
+    """It went out whole, but nobody listened: another connection may be asked."""
+    async with Remote(extensions=CHUNKING) as remote:
+        remote.says("MAIL", CUT)
+        async with connected(remote, sockets) as connection:
+            result = await send(connection)
+
+    assert 421 == result.replies[BOB].code
+    assert not result.body_sent
+
+
+async def test_a_store(sockets):
+    """LMTP: each recipient has its own reply to the body."""
+    async with Remote(lmtp=True) as remote:
+        remote.says(f"BODY {EVE}", "452 4.2.2 full")
+        hop = Hop("store.example", ipaddress.ip_address(remote.address), remote.port)
+        hop = dataclasses.replace(hop, lmtp=True)
+        connection = await connect(hop, ALPHA, sockets, patience(), lambda _: None)
+        result = await send(connection, BOB, EVE)
+        connection.abort()
+        await connection.gone
+
+    assert {BOB: 250, EVE: 452} == {to: r.code for to, r in result.replies.items()}
+    assert [MESSAGE] == [each.body for each in remote.messages]
+    assert ["LHLO", "MAIL", "RCPT", "RCPT", "DATA", "BODY"] == (
+        remote.sessions[0].verbs[:6]
+    )
 
 
 async def test_many_messages_on_one_connection(remote, sockets):

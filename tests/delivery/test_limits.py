@@ -93,3 +93,34 @@ def test_never_none_at_all(steps, most):
         if refused:
             throttle.refused(now, in_use, 60)
         assert 1 <= throttle.limit(now, in_use, most, 60) <= most
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("LMTP:Store.Example:24", "lmtp:store.example:24"),
+        ("lmtp:[10.0.7.9]:2424", "lmtp:[10.0.7.9]:2424"),
+        ("lmtp:[fd00::1]:2424", "lmtp:[fd00::1]:2424"),
+    ],
+)
+def test_a_store_as_a_route(written, expected):
+    assert {"b.example": expected} == DeliverySettings(
+        route={"b.example": written}
+    ).route
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("lmtp:store.example", "give a port too"),
+        ("lmtp:[10.0.7.9]", "give a port too"),
+        ("lmtp:store.example:25", "port 25 is for SMTP"),
+        ("lmtp:unix:/run/store", "let the store listen on TCP"),
+        ("lmtp:/run/store", "let the store listen on TCP"),
+        ("lmtp:store.example:0", "a number from 1 to 65535"),
+        ("lmtp:under_score.example:24", ""),
+    ],
+)
+def test_what_is_no_store(written, words):
+    with pytest.raises(ValidationError, match=words):
+        DeliverySettings(route={"b.example": written})

@@ -383,6 +383,18 @@ async def test_a_relay_that_cannot_be_used(domain):
     assert found.text.startswith("the relay ")
 
 
+async def test_a_store():
+    """A route to a store is one to its address and port, spoken to in LMTP."""
+    table = Table({}, {"store.example": ["10.0.7.7"]})
+    rules = RouteRules({"b.example": "lmtp:store.example:24"})
+    [hop] = await route("b.example", ALPHA, table, lambda _: None, rules)
+
+    assert ("store.example", 24, True) == (hop.name, hop.port, hop.lmtp)
+    rules = RouteRules({"b.example": "lmtp:[10.0.7.9]:2424"})
+    [hop] = await route("b.example", ALPHA, table, lambda _: None, rules)
+    assert ("[10.0.7.9]", 2424, True) == (hop.name, hop.port, hop.lmtp)
+
+
 async def test_domains_with_the_same_exchangers_are_one_site():
     """Limits count what a provider sees, not the names of its customers."""
     mx = [(10, "one.big.example"), (20, "two.big.example")]

@@ -49,10 +49,13 @@ bodies = st.lists(
 class Link:
     """Carries octets in pieces of any size between the two; counts no time."""
 
-    def __init__(self, driver: Driver, *, pipelining: bool, places: list[int]) -> None:
+    def __init__(
+        self, driver: Driver, *, hidden: tuple[bytes, ...], places: list[int]
+    ) -> None:
         self.driver = driver
         self.client = ClientSession("client.example")
-        self.pipelining = pipelining
+        self.hidden = hidden
+        """What the server offers, and the client is not told of."""
         self.places = places
         self.body = b""
         """Of the transaction under way."""
@@ -62,8 +65,8 @@ class Link:
         work = iter(todo)
         to_client = self.driver.sent()
         for _ in range(1000):
-            if not self.pipelining:
-                to_client = to_client.replace(b"250-PIPELINING\r\n", b"")
+            for extension in self.hidden:
+                to_client = to_client.replace(b"250-%b\r\n" % extension, b"")
             for piece in cut(to_client, self.places):
                 self.client.receive_data(piece)
             while (event := self.client.next_event()) is not None:
@@ -109,13 +112,14 @@ def expected_body(body: bytes) -> bytes:
     st.lists(
         st.tuples(st.lists(st.sampled_from(ADDRESSES), unique=True), bodies), max_size=3
     ),
-    st.booleans(),
+    st.sampled_from([(), (b"CHUNKING",), (b"PIPELINING",)]),
     st.lists(st.integers(0, 300), max_size=8),
     st.dictionaries(st.sampled_from(KINDS), st.integers(400, 599), max_size=1),
 )
-def test_both_agree(messages, pipelining, places, refused):
+def test_both_agree(messages, hidden, places, refused):
     """What the client reports of each recipient is what the server decided, and what
-    the server has are the bodies that the client sent."""
+    the server has are the bodies that the client sent: in chunks, with DATA, and step
+    by step."""
 
     def answer(question: Question) -> Reply | None:
         if isinstance(question, RecipientRequested):
@@ -125,7 +129,7 @@ def test_both_agree(messages, pipelining, places, refused):
         return Reply(422 if code == 421 else code, ("refused",)) if code else None
 
     driver = Driver(replace(CONFIG, max_message_size=10**6), answer)
-    link = Link(driver, pipelining=pipelining, places=places)
+    link = Link(driver, hidden=hidden, places=places)
     link.run([(transaction(to, body), body) for to, body in messages])
     accepting = [
         (to, body)

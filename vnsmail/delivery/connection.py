@@ -84,7 +84,8 @@ class Result:
     replies: dict[str, Reply]
     """The last reply for each recipient."""
     body_sent: bool
-    """The body was sent whole; if the connection broke, who knows (RFC 1047)."""
+    """The body was sent whole to a remote that listened; if the connection broke, who
+    knows (RFC 1047)."""
     contact: Contact
 
 
@@ -115,7 +116,7 @@ class Connection(asyncio.Protocol):
         self.gone = asyncio.get_running_loop().create_future()
         self._timeouts = timeouts
         self._on_gone = on_gone
-        self._session = ClientSession(helo, _wish(step))
+        self._session = ClientSession(helo, _wish(step), lmtp=hop.lmtp)
         self._transport: asyncio.Transport | None = None
         self._events: deque[Event] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -182,7 +183,7 @@ class Connection(asyncio.Protocol):
         contact = self._contact(began)
         if isinstance(event, TransactionFinished):
             replies = {to: self._explained(r) for to, r in event.recipients.items()}
-            return Result(replies, body_sent, contact)
+            return Result(replies, body_sent and event.answered, contact)
         broken = Reply(421, (self._broken(event),), LOST)
         replies = dict.fromkeys(transaction.recipients, broken)
         return Result(replies, body_sent, contact)
@@ -360,13 +361,16 @@ class Connection(asyncio.Protocol):
         self, transaction: Transaction, body: Body
     ) -> tuple[Event, bool]:
         self._session.begin(transaction)
-        self._flush()
+        self._collect()
+        if not self._events:
+            # Else the body goes along, in one piece with the envelope.
+            self._flush()
         event = await self._next(self._timeouts.command_timeout)
         if not isinstance(event, BodyWanted):
             return event, False
         body_sent = await self._send_body(body)
         event = await self._next(self._timeouts.data_timeout)
-        if not body_sent:
+        if not body_sent and self._session.closing:
             # The rest of the body would be taken for commands.
             self.abort()
         return event, body_sent

@@ -17,6 +17,7 @@ from vnsmail.delivery.facts import AgentFacts
 from vnsmail.errors import ResolveError
 from vnsmail.model import Family, IPAddress, Outcome
 from vnsmail.resolve.resolver import MailExchanger, NullMx
+from vnsmail.settings import LMTP
 from vnsmail.tls.policy import NO_TLS, HopTls
 
 MAX_EXCHANGERS = 10
@@ -46,6 +47,8 @@ class Hop:
     site: str = field(default="", compare=False)
     """Names of all exchangers of the domain: domains with the same ones are one site.
     Empty: the address is a site by itself."""
+    lmtp: bool = False
+    """A store that speaks LMTP (RFC 2033)."""
 
     domain: str = field(default="", compare=False)
     """Of the recipients that it is asked for; others may be asked for as well."""
@@ -138,9 +141,10 @@ async def _found(
 
 async def _by_relay(relay: str, facts: AgentFacts, resolver: Questions) -> Route:
     """Return the hops of a relay: its addresses, whatever its own MX says."""
-    name, port = relay, None
+    lmtp = relay.startswith(LMTP)
+    name, port = relay.removeprefix(LMTP), None
     if not relay.endswith("]") and ":" in relay:
-        name, _, number = relay.rpartition(":")
+        name, _, number = name.rpartition(":")
         port = int(number)
     if name.startswith("["):
         text = name[1:-1]
@@ -152,7 +156,9 @@ async def _by_relay(relay: str, facts: AgentFacts, resolver: Questions) -> Route
         # It is for the postmaster here to mend, so the mail waits.
         text = f"the relay {relay} cannot be used: {hops.text}"
         return replace(say.deferred(451, "4.4.4", text), unreachable=True)
-    return tuple(replace(hop, port=port, site=f"relay {relay}") for hop in hops)
+    return tuple(
+        replace(hop, port=port, site=f"relay {relay}", lmtp=lmtp) for hop in hops
+    )
 
 
 def _ordered(

@@ -105,6 +105,48 @@ class BodyEncoder:
         return b".\r\n" if self._at_line_start else _END
 
 
+class ChunkEncoder:
+    """Puts a body in chunks (RFC 3030), without dots; as BodyEncoder, block by block.
+
+    A chunk waits until it is known whether it is the last one.
+    """
+
+    def __init__(self) -> None:
+        self._waiting = b""
+        self._held = b""
+
+    def encode(self, data: bytes) -> bytes:
+        """Take the next bytes, and return the BDAT before them; empty if there is none.
+
+        Raises:
+            SmtpProtocolError: a CR or LF stands alone; without BINARYMIME that is no
+                better in a chunk.
+        """
+        data = self._held + data
+        self._held = b""
+        if data.endswith(b"\r"):
+            data, self._held = data[:-1], b"\r"
+        if not data:
+            return b""
+        if has_bare_newline(data):
+            raise SmtpProtocolError("the message has a bare CR or LF, and is not sent")
+        before, self._waiting = self._waiting, data
+        return b"BDAT %d\r\n%b" % (len(before), before) if before else b""
+
+    def finish(self) -> bytes:
+        """Return the last BDAT, with the last line's CRLF if it is missing.
+
+        Raises:
+            SmtpProtocolError: the last byte was a CR.
+        """
+        if self._held:
+            raise SmtpProtocolError("the message ends in a bare CR, and is not sent")
+        data = self._waiting
+        if data and not data.endswith(b"\r\n"):
+            data += b"\r\n"
+        return b"BDAT %d LAST\r\n%b" % (len(data), data)
+
+
 def dot_stuff(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Return a body as it is sent, with its end.
 

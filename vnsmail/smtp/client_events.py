@@ -4,7 +4,7 @@ Rules of this file: values only.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TypeAlias
 
@@ -71,7 +71,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class BodyWanted:
-    """The body can be sent: someone may get it."""
+    """The body can be sent: someone may get it. It may go along with the envelope."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,9 @@ class TransactionFinished:
 
     recipients: dict[str, Reply]
     """The last reply for each; one that we made up where the server gave none."""
+    answered: bool = field(default=True, compare=False)
+    """The server said something of it. If not, a body that was sent along with the
+    envelope fell on deaf ears: the server had hung up before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,9 @@
 """The client's side of an SMTP session (RFC 5321), as bytes in, events and bytes out.
 
+LMTP (RFC 2033) is the same but for the hello, and for a reply to the body from each
+recipient. Where the server has PIPELINING and CHUNKING (RFC 3030), the body goes in
+BDAT commands: a short one along with the envelope, before anything is answered.
+
     session.receive_data(data)
     while (event := session.next_event()) is not None:
         ...
@@ -16,12 +20,10 @@ for good is never replaced by a later accident.
 import re
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from enum import IntEnum, auto
 from typing import ClassVar, TypeAlias
 
-from vnsmail.smtp.address import Mailbox, parse_forward_path, parse_reverse_path
-from vnsmail.smtp.body import BodyEncoder
+from vnsmail.smtp.body import BodyEncoder, ChunkEncoder
 from vnsmail.smtp.client_events import (
     BodyWanted,
     Disconnected,
@@ -34,18 +36,9 @@ from vnsmail.smtp.client_events import (
     TransactionFinished,
     Wish,
 )
-from vnsmail.smtp.commands import (
-    Data,
-    Ehlo,
-    Helo,
-    Mail,
-    Quit,
-    Rcpt,
-    Rset,
-    Starttls,
-    encode,
-)
-from vnsmail.smtp.errors import SmtpProtocolError, SmtpSyntaxError
+from vnsmail.smtp.client_work import Work, prepare
+from vnsmail.smtp.commands import Data, Ehlo, Helo, Quit, Rset, Starttls, encode
+from vnsmail.smtp.errors import SmtpProtocolError
 from vnsmail.smtp.replies import Reply, ReplyParser
 
 __all__ = [
@@ -64,13 +57,15 @@ __all__ = [
 
 _EXTENSION = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?: +(.*))?")
 
+AT_ONCE = 65536
+"""Octets of a body that go along with the envelope. Should nobody get them, little is
+lost; a larger body waits until somebody does."""
+
 _DATA = encode(Data())
 _RSET = encode(Rset())
 _QUIT = encode(Quit())
 _STARTTLS = encode(Starttls())
 
-_NO_8BITMIME = Reply(554, ("the remote server takes no 8-bit messages",), "5.6.3")
-_NO_SMTPUTF8 = Reply(550, ("the remote server knows no SMTPUTF8",), "5.6.7")
 _NOBODY = Reply(554, ("there is nobody to send to",), "5.5.1")
 
 
@@ -108,6 +103,8 @@ class _Step(IntEnum):
     MAIL = auto()
     RCPT = auto()
     DATA = auto()
+    CHUNK = auto()
+    """A piece of the body that is not the last."""
     MESSAGE = auto()
     NO_MESSAGE = auto()
     """A dot alone, as the server wants a body for nobody."""
@@ -115,29 +112,8 @@ class _Step(IntEnum):
     QUIT = auto()
 
 
-@dataclass(slots=True)
-class _Work:
-    """A transaction under way."""
-
-    recipients: tuple[str, ...]
-    mail: bytes
-    """The MAIL command."""
-    rcpts: deque[tuple[str, bytes]]
-    """Recipients not answered yet, with their RCPT commands."""
-    final: dict[str, Reply]
-    """What was said for good of recipients; a refusal, before the body is sent."""
-    accepted: list[str] = field(default_factory=list)
-    mail_refusal: Reply | None = None
-    body_sent: bool = False
-
-    def replies(self, last: Reply) -> dict[str, Reply]:
-        """Return one reply for each recipient, ``last`` for those still open."""
-        rest = self.mail_refusal or last
-        return {to: self.final.get(to, rest) for to in self.recipients}
-
-
 _OnReply: TypeAlias = Callable[["ClientSession", Reply], None]
-_OnTransactionReply: TypeAlias = Callable[["ClientSession", Reply, _Work], None]
+_OnTransactionReply: TypeAlias = Callable[["ClientSession", Reply, Work], None]
 
 
 class ClientSession:
@@ -146,15 +122,21 @@ class ClientSession:
     Args:
         helo_name: how we call ourselves: a domain name or an address literal.
         tls: whether STARTTLS (RFC 3207) is said.
+        lmtp: the server speaks LMTP.
 
     Raises:
         SmtpSyntaxError: it is neither.
     """
 
-    def __init__(self, helo_name: str, tls: Wish = Wish.NEVER) -> None:
+    def __init__(
+        self, helo_name: str, tls: Wish = Wish.NEVER, *, lmtp: bool = False
+    ) -> None:
+        self._lmtp = lmtp
         self._tls = tls
         self._secure = False
         self._ehlo = encode(Ehlo(helo_name))
+        if lmtp:
+            self._ehlo = b"LHLO" + self._ehlo.removeprefix(b"EHLO")
         self._helo = encode(Helo(helo_name))
         self._state = State.OPENING
         self._replies = ReplyParser()
@@ -165,8 +147,8 @@ class ClientSession:
         self._awaited: deque[_Step] = deque([_Step.GREETING])
         """Steps whose command was taken to be sent; the oldest first."""
         self._extensions: Mapping[str, str] = {}
-        self._work: _Work | None = None
-        self._body = BodyEncoder()
+        self._work: Work | None = None
+        self._body: BodyEncoder | ChunkEncoder = BodyEncoder()
         self._held_back = False
         """The work waits for the reply to RSET."""
 
@@ -216,7 +198,8 @@ class ClientSession:
     def receive_eof(self) -> None:
         """The server sends no more."""
         text = "connection lost"
-        if self._work is not None and self._work.body_sent:
+        work = self._work
+        if work is not None and work.body_sent and work.answered:
             # RFC 5321 section 4.5.3.2.6, RFC 1047: nobody can know.
             text += " before the reply; the message may have been delivered"
         self._break(_lost(text), Disconnected(text))
@@ -244,7 +227,7 @@ class ClientSession:
         """
         if self._work is not None or self._state in _NOT_READY:
             raise RuntimeError("the session is not ready for a transaction")
-        work = self._prepare(transaction)
+        work = prepare(transaction, self._extensions)
         if self._state is not State.IDLE:
             self._finish(work, _lost("connection lost"))
         elif not work.rcpts:
@@ -266,7 +249,8 @@ class ClientSession:
                 connection has to be closed, or what was sent would become a message.
             RuntimeError: no body is wanted.
         """
-        self._send_stuffed(lambda: self._body.encode(chunk))
+        if self._send(lambda: self._body.encode(chunk)) and self._chunked:
+            self._unsent.append(_Step.CHUNK)
 
     def finish_body(self) -> None:
         """End the body.
@@ -274,8 +258,7 @@ class ClientSession:
         Raises:
             SmtpProtocolError, RuntimeError: as send_body().
         """
-        self._send_stuffed(self._body.finish)
-        if self._work is not None:
+        if self._send(self._body.finish) and self._work is not None:
             self._work.body_sent = True
             self._state = State.CLOSE
             self._unsent.append(_Step.MESSAGE)
@@ -306,84 +289,45 @@ class ClientSession:
         self._output.append(line)
         self._unsent.append(step)
 
-    def _say_envelope(self, work: _Work) -> None:
-        self._say(work.mail, _Step.MAIL)
-        if self._pipelining:
-            for _, line in work.rcpts:
-                self._say(line, _Step.RCPT)
-            self._say(_DATA, _Step.DATA)
+    @property
+    def _chunked(self) -> bool:
+        """Whether bodies go in BDAT: with a wait for each reply, it gains nothing."""
+        return self._pipelining and "CHUNKING" in self._extensions and not self._lmtp
 
-    def _send_stuffed(self, stuffed: Callable[[], bytes]) -> None:
-        if self._state is State.ENDED:
+    def _say_envelope(self, work: Work) -> None:
+        self._say(work.mail, _Step.MAIL)
+        if not self._pipelining:
             return
+        for _, line in work.rcpts:
+            self._say(line, _Step.RCPT)
+        if not self._chunked:
+            self._say(_DATA, _Step.DATA)
+        elif work.body_size <= AT_ONCE:
+            self._want_body()
+
+    def _want_body(self) -> None:
+        self._state = State.BODY
+        self._body = ChunkEncoder() if self._chunked else BodyEncoder()
+        self._events.append(BodyWanted())
+
+    def _send(self, encoded: Callable[[], bytes]) -> bool:
+        """Send what is given; say whether there was something to send."""
+        if self._state is State.ENDED or self._refused_in_pieces:
+            return False
         if self._state is not State.BODY:
             raise RuntimeError("no body is wanted")
         try:
-            self._output.append(stuffed())
+            data = encoded()
         except SmtpProtocolError:
             self._state, self._work = State.ENDED, None
             raise
+        self._output.append(data)
+        return bool(data)
 
-    # Preparing ---------------------------------------------------------------------------
-
-    def _prepare(self, transaction: Transaction) -> _Work:
-        recipients = tuple(dict.fromkeys(transaction.recipients))
-        work = _Work(recipients, b"", deque(), {})
-        refusal = self._cannot(transaction)
-        if refusal is None:
-            try:
-                work.mail = self._mail(transaction)
-            except SmtpSyntaxError as error:
-                refusal = error.reply
-        for to in recipients:
-            if refusal is not None:
-                work.final[to] = refusal
-                continue
-            try:
-                work.rcpts.append((to, self._rcpt(to, transaction)))
-            except SmtpSyntaxError as error:
-                work.final[to] = error.reply
-        return work
-
-    def _cannot(self, transaction: Transaction) -> Reply | None:
-        """Return why this server cannot take the message; None if it may."""
-        if transaction.eight_bit and "8BITMIME" not in self._extensions:
-            return _NO_8BITMIME
-        if transaction.smtputf8 and "SMTPUTF8" not in self._extensions:
-            return _NO_SMTPUTF8
-        limit = self._size_limit()
-        if limit and transaction.body_size > limit:
-            text = f"the remote server takes no more than {limit} octets"
-            return Reply(552, (text,), "5.3.4")
-        return None
-
-    def _size_limit(self) -> int:
-        """Return octets the server takes; 0 if it does not say (RFC 1870 section 4)."""
-        limit = self._extensions.get("SIZE", "")
-        return int(limit) if limit.isascii() and limit.isdecimal() else 0
-
-    def _mail(self, transaction: Transaction) -> bytes:
-        sender: Mailbox | None = parse_reverse_path(
-            f"<{transaction.sender}>", smtputf8=transaction.smtputf8
-        )
-        return encode(
-            Mail(
-                sender,
-                transaction.body_size if "SIZE" in self._extensions else None,
-                "8BITMIME" if transaction.eight_bit else None,
-                transaction.smtputf8,
-                transaction.ret if self.offers_dsn else None,
-                transaction.envid if self.offers_dsn else "",
-            )
-        )
-
-    def _rcpt(self, address: str, transaction: Transaction) -> bytes:
-        to = parse_forward_path(f"<{address}>", smtputf8=transaction.smtputf8)
-        if self.offers_dsn:
-            for asked in transaction.requests:
-                if asked.recipient == address:
-                    return encode(Rcpt(to, asked.notify, asked.orcpt))
-        return encode(Rcpt(to))
+    @property
+    def _refused_in_pieces(self) -> bool:
+        """Whether a chunk was refused: no more of them are sent."""
+        return self._work is not None and self._work.chunk_refusal is not None
 
     # Replies -----------------------------------------------------------------------------
 
@@ -424,11 +368,11 @@ class ClientSession:
         elif before in {State.OPENING, State.IDLE}:
             self._events.append(event)
 
-    def _finish(self, work: _Work, last: Reply) -> None:
+    def _finish(self, work: Work, last: Reply) -> None:
         if self._work is not None and self._state is not State.ENDED:
             self._state = State.IDLE
         self._work = None
-        self._events.append(TransactionFinished(work.replies(last)))
+        self._events.append(TransactionFinished(work.replies(last), work.answered))
 
     # Each is called with a reply of 2yz (3yz for DATA), 4yz or 5yz, but not 421 -----------
 
@@ -443,7 +387,7 @@ class ClientSession:
             found = (_EXTENSION.fullmatch(line) for line in reply.lines[1:])
             self._extensions = {m[1].upper(): m[2] or "" for m in found if m}
             self._greeted()
-        elif reply.is_permanent:
+        elif reply.is_permanent and not self._lmtp:
             # RFC 5321 section 3.2: a server without EHLO says so with 5yz.
             self._say(self._helo, _Step.HELO)
         else:
@@ -488,7 +432,8 @@ class ClientSession:
         self._state = State.UNWANTED
         self._events.append(Refused(reply))
 
-    def _on_mail(self, reply: Reply, work: _Work) -> None:
+    def _on_mail(self, reply: Reply, work: Work) -> None:
+        work.answered = True
         if not reply.is_positive:
             work.mail_refusal = reply
         if self._pipelining:
@@ -498,7 +443,7 @@ class ClientSession:
         else:
             self._finish(work, reply)
 
-    def _on_rcpt(self, reply: Reply, work: _Work) -> None:
+    def _on_rcpt(self, reply: Reply, work: Work) -> None:
         to, _ = work.rcpts.popleft()
         if reply.is_positive:
             work.accepted.append(to)
@@ -506,8 +451,19 @@ class ClientSession:
             work.final[to] = reply
         if not self._pipelining:
             self._say_next(work)
+        elif self._chunked and not work.rcpts and self._state is State.ENVELOPE:
+            self._say_chunks(work)
 
-    def _say_next(self, work: _Work) -> None:
+    def _say_chunks(self, work: Work) -> None:
+        """Go on when all recipients of a large body are answered."""
+        if work.accepted and work.mail_refusal is None:
+            self._want_body()
+            return
+        if work.mail_refusal is None or work.accepted:
+            self._say(_RSET, _Step.RSET)
+        self._finish(work, _NOBODY)
+
+    def _say_next(self, work: Work) -> None:
         """Go on where the server has no PIPELINING."""
         if work.rcpts:
             self._say(work.rcpts[0][1], _Step.RCPT)
@@ -517,21 +473,51 @@ class ClientSession:
             self._say(_RSET, _Step.RSET)
             self._finish(work, _NOBODY)
 
-    def _on_data(self, reply: Reply, work: _Work) -> None:
+    def _on_data(self, reply: Reply, work: Work) -> None:
         if reply.code >= 400:
             # A transaction that was begun stays open: RFC 5321 section 3.3.
             if work.mail_refusal is None:
                 self._say(_RSET, _Step.RSET)
             self._finish(work, reply)
         elif work.accepted and work.mail_refusal is None:
-            self._state = State.BODY
-            self._body = BodyEncoder()
-            self._events.append(BodyWanted())
+            self._want_body()
+        elif self._lmtp:
+            # Nobody is there to answer for.
+            self._output.append(b".\r\n")
+            self._finish(work, _NOBODY)
         else:
             # RFC 2920 section 3.1: the server waits for a body all the same.
             self._say(b".\r\n", _Step.NO_MESSAGE)
 
-    def _on_end(self, reply: Reply, work: _Work) -> None:
+    def _on_chunk(self, reply: Reply, work: Work) -> None:
+        if not reply.is_positive and work.chunk_refusal is None:
+            work.chunk_refusal = reply
+        if work.chunk_refusal is not None:
+            self._end_chunks(work)
+
+    def _end_chunks(self, work: Work) -> None:
+        """Finish a refused body, when what was sent of it is answered."""
+        on_their_way = {*self._awaited, *self._unsent}
+        if work.chunk_refusal is None or on_their_way & {_Step.CHUNK, _Step.MESSAGE}:
+            return
+        # RFC 3030 section 2: what is open then, only RSET settles.
+        self._say(_RSET, _Step.RSET)
+        self._finish(work, work.chunk_refusal)
+
+    def _on_message(self, reply: Reply, work: Work) -> None:
+        if self._lmtp:
+            # RFC 2033 section 4.2: one for each who was accepted, in their order.
+            work.final[work.accepted.pop(0)] = reply
+            if work.accepted:
+                self._awaited.appendleft(_Step.MESSAGE)
+                return
+        elif self._chunked and (work.chunk_refusal or not reply.is_positive):
+            work.chunk_refusal = work.chunk_refusal or reply
+            self._end_chunks(work)
+            return
+        self._finish(work, reply)
+
+    def _on_end(self, reply: Reply, work: Work) -> None:
         self._finish(work, reply)
 
     def _on_rset(self, reply: Reply) -> None:
@@ -557,7 +543,8 @@ class ClientSession:
         _Step.MAIL: _on_mail,
         _Step.RCPT: _on_rcpt,
         _Step.DATA: _on_data,
-        _Step.MESSAGE: _on_end,
+        _Step.CHUNK: _on_chunk,
+        _Step.MESSAGE: _on_message,
         _Step.NO_MESSAGE: _on_end,
     }
 
