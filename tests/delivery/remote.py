@@ -60,7 +60,8 @@ class Remote:
     ``replies`` has what is said to a verb, each once and the last for ever; GREETING
     and BODY are verbs, and ``RCPT address`` goes before ``RCPT``. ``held`` has events
     to wait for before a verb is answered. ``early`` is said, and the connection cut,
-    after so many octets of a body. With ``lmtp`` each recipient has a reply to the body, by ``BODY address``.
+    after so many octets of a body. With ``lmtp`` each recipient has a reply to the
+    body, by ``BODY address``.
     """
 
     def __init__(
@@ -187,10 +188,8 @@ class Remote:
         return bool(last) and listened and not session.spoiled
 
     async def _end(self, writer, arrived):
-        answers = [("BODY",)]
-        if self.lmtp:
-            answers = [("BODY", to) for to in arrived.recipients]
-        said = [await self._reply(writer, *each) for each in answers]
+        answers = arrived.recipients if self.lmtp else [""]
+        said = [await self._reply(writer, "BODY", each) for each in answers]
         if any(each.startswith("2") for each in said):
             self.messages.append(arrived)
             await self._happen()

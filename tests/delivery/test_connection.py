@@ -361,7 +361,7 @@ CHUNKING = ("PIPELINING", "CHUNKING", "SIZE 50000000")
 @pytest.fixture
 def written(monkeypatch):
     """What the connection wrote, write by write."""
-    pieces = []
+    pieces: list[bytes] = []
     flush = module.Connection._flush
 
     def noted(self):

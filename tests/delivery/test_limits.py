@@ -118,7 +118,7 @@ def test_a_store_as_a_route(written, expected):
         ("lmtp:unix:/run/store", "let the store listen on TCP"),
         ("lmtp:/run/store", "let the store listen on TCP"),
         ("lmtp:store.example:0", "a number from 1 to 65535"),
-        ("lmtp:under_score.example:24", ""),
+        ("lmtp:under_score.example:24", "use labels of letters"),
     ],
 )
 def test_what_is_no_store(written, words):

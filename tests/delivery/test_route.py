@@ -387,11 +387,15 @@ async def test_a_store():
     """A route to a store is one to its address and port, spoken to in LMTP."""
     table = Table({}, {"store.example": ["10.0.7.7"]})
     rules = RouteRules({"b.example": "lmtp:store.example:24"})
-    [hop] = await route("b.example", ALPHA, table, lambda _: None, rules)
+    found = await route("b.example", ALPHA, table, lambda _: None, rules)
+    assert not isinstance(found, Outcome)
+    [hop] = found
 
     assert ("store.example", 24, True) == (hop.name, hop.port, hop.lmtp)
     rules = RouteRules({"b.example": "lmtp:[10.0.7.9]:2424"})
-    [hop] = await route("b.example", ALPHA, table, lambda _: None, rules)
+    found = await route("b.example", ALPHA, table, lambda _: None, rules)
+    assert not isinstance(found, Outcome)
+    [hop] = found
     assert ("[10.0.7.9]", 2424, True) == (hop.name, hop.port, hop.lmtp)
 
 
