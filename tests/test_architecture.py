@@ -78,6 +78,7 @@ PURE = [
     "tls/dane.py",
     "tls/names.py",
     "tls/policy.py",
+    "tls/report.py",
     "tls/sts.py",
     "drop/form.py",
     "events/record.py",

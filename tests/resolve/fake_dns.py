@@ -23,6 +23,8 @@ class FakeDns:
     def __init__(self, records: dict[tuple[str, str], list[str]] | None = None):
         self.records = records or {}
         self.rcodes: dict[str, dns.rcode.Rcode] = {}
+        self.flags = dns.flags.Flag(0)
+        """What answers are marked with."""
         self.silent: set[str] = set()
         self.truncated: set[str] = set()
         self.asked: list[tuple[str, str, str]] = []
@@ -90,6 +92,7 @@ class FakeDns:
         if name in self.silent:
             return b""
         response = dns.message.make_response(query)
+        response.flags |= self.flags
         if name in self.rcodes:
             response.set_rcode(self.rcodes[name])
         elif name in self.truncated and transport == "udp":

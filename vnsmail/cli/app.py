@@ -29,6 +29,7 @@ from vnsmail.cli import (
     run,
     send,
     sendmail,
+    tls,
     user,
 )
 from vnsmail.cli.options import layout_of
@@ -59,6 +60,7 @@ app.add_typer(alias.app, name="alias")
 app.add_typer(login.app, name="login")
 app.add_typer(dkim.app, name="dkim")
 app.add_typer(queue.app, name="queue")
+app.add_typer(tls.app, name="tls")
 app.add_typer(lab.app, name="lab")
 
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
+from vnsmail.broker.client import SourceSocket
 from vnsmail.delivery import outcomes as say
 from vnsmail.delivery.attempt import Attempts
 from vnsmail.delivery.connection import Connection, Sockets, Told, connect
@@ -49,7 +50,7 @@ from vnsmail.delivery.traffic import Traffic
 from vnsmail.errors import NotFound, QueueUnavailable, VnsmailError
 from vnsmail.events.record import Tell, untold
 from vnsmail.log import logger
-from vnsmail.model import Envelope, Outcome
+from vnsmail.model import Envelope, Family, Outcome
 from vnsmail.queue.body import Body
 from vnsmail.queue.queue import Queue
 from vnsmail.settings import Settings
@@ -438,6 +439,19 @@ class DeliveryAgent:
             except VnsmailError as error:
                 outcomes[recipient] = say.trouble_here(error)
         return outcomes
+
+    async def connectable(self, owner: str, family: Family) -> SourceSocket:
+        """Return a socket to ask for what delivery needs to know, bound as for mail.
+
+        Raises:
+            SourceUnavailable, BrokerGone, BrokerRefused: the address is missing; that
+                family is on hold then.
+        """
+        try:
+            return await self._sources.connectable(owner, family)
+        except MISSING as error:
+            self._sources.lost(family, error)
+            raise
 
     async def _connect(
         self, hop: Hop, on_gone: Callable[[Connection], None]

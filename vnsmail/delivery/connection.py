@@ -549,7 +549,7 @@ async def connect_once(
     try:
         await _connect(source, hop, settings)
         connected = perf_counter()
-        connection.source, port = _checked_source(source)
+        connection.source, port = checked_source(source)
         connection.contact = replace(
             connection.contact, source=connection.source, source_port=port
         )
@@ -599,7 +599,7 @@ async def _connect(source: SourceSocket, hop: Hop, settings: SmtpSettings) -> No
         )
 
 
-def _checked_source(source: SourceSocket) -> tuple[str, int]:
+def checked_source(source: SourceSocket) -> tuple[str, int]:
     """Return the address and port that a connected socket has by what the kernel says.
 
     Raises:

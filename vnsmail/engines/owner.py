@@ -120,7 +120,9 @@ class OwnerService:
         self._resolver = Resolver(
             *self._asked(facts), settings.dns.timeout, self._believes
         )
-        self._protection = Protection(facts, settings, authorities, self._resolver)
+        self._protection = Protection(
+            facts, settings, authorities, self._resolver, executor
+        )
         self._authenticity = Authenticity(
             facts, settings, self._resolver.answer, executor
         )
@@ -209,6 +211,7 @@ class OwnerService:
         await asyncio.gather(*ending)
         if self._delivering is not None:
             await self._delivering
+        await self._protection.close()
         if self._counters is not None:
             await self._counters.close()
         if self._queue is not None:
@@ -267,6 +270,7 @@ class OwnerService:
         if self._agent is not None:
             self._agent.tls = tls
             self._agent.update(_agent_facts(facts))
+            self._protection.facts = _agent_facts(facts)
 
     async def left(self, addresses: tuple[str, ...], seconds: float) -> bool:
         """Wait until nothing is said from or to addresses that it had.
@@ -533,7 +537,7 @@ class OwnerService:
     # Delivery ----------------------------------------------------------------------------
 
     def _new_agent(self, queue: Queue) -> DeliveryAgent:
-        return DeliveryAgent(
+        agent = DeliveryAgent(
             facts=_agent_facts(self._facts),
             queue=queue,
             sockets=_Counted(self._sockets, self._counted()),
@@ -546,7 +550,11 @@ class OwnerService:
             tell=self._tell,
             security=self._protection.security,
             tls=self._protection.tls,
+            told=self._protection.told,
         )
+        self._protection.facts = _agent_facts(self._facts)
+        self._protection.connectable = agent.connectable
+        return agent
 
     async def _deliver(self, agent: DeliveryAgent) -> None:
         """Deliver until ``close``; after a fault of ours start again, with a pause."""
