@@ -50,7 +50,11 @@ FORBIDDEN = {
         "vnsmail.broker",
     },
 }
-ALLOWED = {"vnsmail.engines.protocol", "vnsmail.broker.protocol"}
+ALLOWED = {
+    "vnsmail.engines.protocol",
+    "vnsmail.broker.protocol",
+    "vnsmail.queue.selection",
+}
 
 PRIVILEGED = {
     "vnsmail.broker.server",
@@ -108,6 +112,7 @@ PURE = [
     "delivery/shares.py",
     "queue/schedule.py",
     "queue/envelope.py",
+    "queue/selection.py",
     "inbound/accept.py",
     "inbound/admission.py",
     "inbound/policy.py",

@@ -186,7 +186,7 @@ def test_queue_list_json(vnsmail, supervisor):
     supervisor.answers[control.ListQueue] = control.QueueListed(ENTRIES)
     first, second = vnsmail("queue", "list", "--json").json
 
-    assert {"envelope", "size", "recipients"} == set(first)
+    assert {"envelope", "size", "recipients", "held", "active"} == set(first)
     assert ["bob@b.example", 2, NOW + 100.4, "451 greylisted"] == first["recipients"][0]
     assert ("", "machine") == (
         second["envelope"]["sender"],

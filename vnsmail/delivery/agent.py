@@ -18,7 +18,7 @@ circle.
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from vnsmail.delivery import outcomes as say
 from vnsmail.delivery.attempt import Attempts
 from vnsmail.delivery.connection import Connection, Sockets, Told, connect
 from vnsmail.delivery.facts import AgentFacts
-from vnsmail.delivery.lanes import Flight
+from vnsmail.delivery.lanes import Flight, Record
 from vnsmail.delivery.limits import allowed
 from vnsmail.delivery.outcomes import Outcomes
 from vnsmail.delivery.pool import COOLDOWN, Pool
@@ -52,6 +52,7 @@ from vnsmail.events.record import Tell, untold
 from vnsmail.log import logger
 from vnsmail.model import Envelope, Family, Outcome
 from vnsmail.queue.body import Body
+from vnsmail.queue.envelope import QueuedMessage
 from vnsmail.queue.queue import Queue
 from vnsmail.settings import Settings
 from vnsmail.tls.client import ClientTls
@@ -83,7 +84,9 @@ class Waits:
     until: float = 0.0
     """When it is tried again, seconds since the epoch; 0: nobody knows."""
     held: bool = False
-    """The address to send from is missing."""
+    """The address to send from is missing, or an operator holds it."""
+    wanted: bool = False
+    """It is an operator who holds it."""
 
 
 class DeliveryAgent:
@@ -170,6 +173,7 @@ class DeliveryAgent:
         self._running = False
         self._ended = asyncio.Event()
         self._queue_problem = ""
+        self._queue = queue
 
     # What others ask -------------------------------------------------------------------
 
@@ -210,6 +214,8 @@ class DeliveryAgent:
     def waits(self, name: str) -> Waits | None:
         """Return why nothing is tried at a destination now; None if it may be."""
         lane = self._traffic.lanes.find(name)
+        if reason := self._traffic.hold_of(name):
+            return Waits(reason, held=True, wanted=True)
         if self._traffic.is_local(name):
             return None
         if self._traffic.all_held() or (lane is not None and lane.held):
@@ -219,14 +225,45 @@ class DeliveryAgent:
         return None
 
     def why(self, name: str) -> Outcome | None:
-        """Return the same as an outcome."""
+        """Return the same as an outcome; None where an operator holds it.
+
+        What is held on purpose does not grow too old.
+        """
         waits = self.waits(name)
         lane = self._traffic.lanes.find(name)
-        if waits is None:
+        if waits is None or waits.wanted:
             return None
         if waits.held or lane is None:
             return say.deferred(451, "4.4.0", waits.reason)
         return lane.pace.why
+
+    # What an operator asks for -----------------------------------------------------
+
+    def hold(self, holds: Mapping[str, str]) -> None:
+        """Hold these destinations and no others."""
+        self._traffic.hold(holds)
+
+    def withdraw(self, ids: AbstractSet[str]) -> set[str]:
+        """Leave messages to the queue; return those that are under way."""
+        return self._traffic.withdraw(ids)
+
+    def in_memory(self) -> list[str]:
+        """Return the queue ids of messages in flight."""
+        return self._traffic.ids
+
+    def look_again(self, names: Iterable[str] = ()) -> None:
+        """Look for what is due now; ask these destinations though they are down."""
+        self._traffic.ask_again(names)
+
+    async def give_back(self, message: QueuedMessage, outcomes: Outcomes) -> None:
+        """Settle outcomes that an operator decided, with notices to the sender.
+
+        Raises:
+            QueueUnavailable: not now.
+        """
+        await self._settler.settle(Record(message.envelope.id, None), message, outcomes)
+
+    # From others -----------------------------------------------------------------------
 
     def update(self, facts: AgentFacts) -> None:
         """Use changed facts from the next attempt on.
@@ -267,6 +304,7 @@ class DeliveryAgent:
         self._running = True
         try:
             async with asyncio.TaskGroup() as tasks:
+                self._traffic.hold(await self._held_before())
                 self._traffic.begin(tasks)
                 try:
                     await self._watch_queue()
@@ -277,6 +315,19 @@ class DeliveryAgent:
             self._sources.close()
             await self._pool.close(QUIT_GRACE if self._traffic.stopping else 0)
             self._ended.set()
+
+    async def _held_before(self) -> dict[str, str]:
+        """Return what an operator held before this process began."""
+        pause = FIRST_PAUSE
+        while not self._traffic.stopping:
+            try:
+                return await self._queue.holds()
+            except QueueUnavailable as error:
+                # What may not be sent is not known, so nothing is.
+                self._queue_trouble(error)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+        return {}
 
     async def drain(self, grace: float) -> None:
         """Take nothing up any more, and end ``run``.

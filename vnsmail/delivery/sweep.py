@@ -97,6 +97,8 @@ class Sweeper:
 
     async def _give_up(self, message: QueuedMessage) -> None:
         outcomes: Outcomes = {}
+        if message.held:
+            return
         for each in message.recipients:
             name = destination(each.address)
             why = self._waits.why(name)

@@ -10,7 +10,8 @@ flight. What is in a lane is not taken from disk again.
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import TypeAlias
 
 from vnsmail.delivery.facts import AgentFacts
@@ -24,6 +25,7 @@ from vnsmail.model import Envelope
 from vnsmail.queue.body import Body
 from vnsmail.queue.envelope import START, Due, Place, QueuedMessage, destination
 from vnsmail.queue.queue import Queue
+from vnsmail.queue.selection import ALL
 
 LANE_READY = 100
 """Messages of one destination that wait in memory; further ones wait on disk."""
@@ -89,6 +91,8 @@ class Traffic:
         self._tasks: asyncio.TaskGroup | None = None
         self._stopping = False
         self._records: dict[str, Record] = {}
+        self.holds: Mapping[str, str] = {}
+        """Destinations that an operator holds, or ``*``, with the reason."""
         self._held = 0
         self._hungry: dict[str, None] = {}
         """Lanes that want more from disk, those that have waited longest first."""
@@ -239,8 +243,11 @@ class Traffic:
             for lane in self.lanes
         }
         local, held = self.facts.domains, self.all_held()
+        holds = dict(self.holds)
 
         def wanted(name: str) -> int:
+            if ALL in holds or name in holds:
+                return 0
             default = cap if not held or not name or name in local else 0
             return known.get(name, default)
 
@@ -285,7 +292,48 @@ class Traffic:
         return self.facts.families <= self._sources.held.keys()
 
     def is_held(self, lane: Lane) -> bool:
-        return lane.held or (not lane.local and self.all_held())
+        held = lane.held or bool(self.hold_of(lane.name))
+        return held or (not lane.local and self.all_held())
+
+    def hold_of(self, name: str) -> str:
+        """Return why an operator holds a destination; empty: nobody does."""
+        return self.holds.get(ALL) or self.holds.get(name) or ""
+
+    def hold(self, holds: Mapping[str, str]) -> None:
+        """Hold these destinations and no others; what is under way is finished."""
+        before, self.holds = self.holds, holds
+        for lane in list(self.lanes):
+            if self.is_held(lane):
+                self.unload(lane)
+        if before.keys() - holds.keys():
+            self.released()
+
+    def released(self) -> None:
+        """Something on disk may be due that was not."""
+        self.begin_again()
+        self.look.set()
+
+    def withdraw(self, ids: AbstractSet[str]) -> set[str]:
+        """Leave messages to the queue that have not set out; return those that have."""
+        for lane in list(self.lanes):
+            for flight in [each for each in lane.ready if each.id in ids]:
+                lane.ready.remove(flight)
+                self._unboard(flight)
+        return {each for each in ids if each in self._records}
+
+    @property
+    def ids(self) -> list[str]:
+        """Messages that are in memory."""
+        return list(self._records)
+
+    def ask_again(self, names: Iterable[str]) -> None:
+        """Ask destinations at once that are down, by one message each."""
+        for name in names:
+            lane = self.lanes.find(name)
+            if lane is not None and not lane.local and lane.pace.down_until:
+                lane.pace.down_until = 0.0
+                lane.more = True
+        self.released()
 
     def sources_returned(self) -> None:
         for lane in self.lanes:
@@ -344,14 +392,17 @@ class Traffic:
     def unload(self, lane: Lane, keep: int = 0) -> None:
         """Leave to the queue what has not set out, the last to come first."""
         while len(lane.ready) > keep:
-            flight = lane.ready.pop()
-            record = flight.record
-            lane.more = True
-            record.flying -= 1
-            if not record.flying and record.failures and self._tasks is not None:
-                record.aboard += 1
-                self._start(self._tasks, self._finish(record))
-            self._leave(flight)
+            self._unboard(lane.ready.pop())
+
+    def _unboard(self, flight: Flight) -> None:
+        """Leave a flight to the queue that has not set out."""
+        record = flight.record
+        flight.lane.more = True
+        record.flying -= 1
+        if not record.flying and record.failures and self._tasks is not None:
+            record.aboard += 1
+            self._start(self._tasks, self._finish(record))
+        self._leave(flight)
 
     def _start(
         self, tasks: asyncio.TaskGroup, doing: Coroutine[None, None, None]

@@ -139,9 +139,33 @@ class Worker:
             case protocol.ListQueue():
                 entries = await self._owner(request.owner).list_queue(request.limit)
                 return protocol.QueueListed(request.id, entries)
+            case protocol.FindQueue():
+                return await self._found(request)
+            case protocol.WorkQueue():
+                worked = await self._owner(request.owner).desk().work(request)
+                return protocol.QueueWorked(request.id, *worked)
+            case protocol.HoldPlace():
+                return await self._hold(request)
             case protocol.Stop():
                 self.end()
         return protocol.Done(request.id)
+
+    async def _found(self, request: protocol.FindQueue) -> protocol.Answer:
+        desk = self._owner(request.owner).desk()
+        entries, place = await desk.find(request)
+        header = ""
+        if request.header and entries:
+            header = await desk.header(entries[0].envelope.id)
+        return protocol.QueueFound(request.id, entries, place, header)
+
+    async def _hold(self, request: protocol.HoldPlace) -> protocol.Answer:
+        desk = self._owner(request.owner).desk()
+        changed = False
+        if request.release and not request.look_only:
+            changed = await desk.release_place(request.place)
+        elif not request.look_only:
+            changed = await desk.hold_place(request.place, request.reason)
+        return protocol.PlaceHeld(request.id, changed, await desk.holds())
 
     def _configure(self, request: protocol.Configure) -> protocol.Answer:
         self._settings = Settings.model_validate_json(request.settings)

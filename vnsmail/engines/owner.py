@@ -22,6 +22,7 @@ from vnsmail.delivery.attempt import rules_of
 from vnsmail.delivery.shares import Shares
 from vnsmail.engines.authenticity import Authenticity
 from vnsmail.engines.counters import Counters
+from vnsmail.engines.desk import Desk
 from vnsmail.engines.doors import credentials, listen
 from vnsmail.engines.explaining import explained
 from vnsmail.engines.listing import fitting
@@ -405,14 +406,23 @@ class OwnerService:
         """
         return self._counted().tally
 
+    def desk(self) -> Desk:
+        """Return what does to the queue what an operator wants.
+
+        Raises:
+            NotServed: it is not open.
+        """
+        return Desk(self._facts.owner, self._opened(), self._agent, self._tell)
+
     async def list_queue(self, limit: int) -> tuple[QueueEntry, ...]:
         """Return queued messages, oldest first: as many as one message of ours holds.
 
         Raises:
             QueueUnavailable: the queue cannot be read.
         """
-        messages = await self._opened().list(limit)
-        return tuple(fitting(messages, self._agent))
+        queue = self._opened()
+        messages = await queue.list(limit)
+        return tuple(fitting(messages, self._agent, await queue.holds()))
 
     # Within ------------------------------------------------------------------------------
 

@@ -5,11 +5,15 @@ supervisor asks, the worker answers with the same ``id``; a worker never asks. U
 fields and tags are refused, so that the two ends cannot drift apart unnoticed.
 """
 
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
 from vnsmail.model import NO_LIMITS, Envelope, Limits, Priority
+from vnsmail.queue.selection import Selection
+
+Action: TypeAlias = Literal["retry", "hold", "release", "delete", "bounce"]
+"""What is done to queued messages."""
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -209,6 +213,41 @@ class ListQueue(_Message, frozen=True):
     limit: int
 
 
+class FindQueue(_Message, frozen=True):
+    """List messages of one owner that are meant, a page."""
+
+    owner: str
+    selection: Selection = Selection()
+    after: str = ""
+    """Where the page before ended."""
+    limit: int = 100
+    header: bool = False
+    """Return the header block too; of the first message."""
+
+
+class WorkQueue(_Message, frozen=True):
+    """Do something to messages of one owner that are meant, a page."""
+
+    owner: str
+    action: Action
+    selection: Selection = Selection()
+    after: str = ""
+    reason: str = ""
+    dry_run: bool = False
+
+
+class HoldPlace(_Message, frozen=True):
+    """Hold a destination of an owner, or all it sends; or hold it no more."""
+
+    owner: str
+    place: str
+    """A domain; ``*`` is all."""
+    reason: str = ""
+    release: bool = False
+    look_only: bool = False
+    """Change nothing, and tell what is held."""
+
+
 class Stop(_Message, frozen=True):
     """Finish what is being said, keep the rest queued, and end."""
 
@@ -226,6 +265,9 @@ Request: TypeAlias = (
     | GiveBack
     | Report
     | ListQueue
+    | FindQueue
+    | WorkQueue
+    | HoldPlace
     | Stop
 )
 
@@ -345,6 +387,10 @@ class QueueEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     size: int
     recipients: tuple[tuple[str, int, float, str], ...]
     """Address, attempts made, next attempt (seconds since the epoch), last answer."""
+    held: str = ""
+    """Why an operator holds it, or its destinations; empty: nobody does."""
+    active: bool = False
+    """It is in memory, ready or under way."""
 
 
 class QueueListed(_Message, frozen=True):
@@ -353,7 +399,45 @@ class QueueListed(_Message, frozen=True):
     entries: tuple[QueueEntry, ...]
 
 
-Answer: TypeAlias = Done | Failed | Injected | Told | Explained | Reported | QueueListed
+class QueueFound(_Message, frozen=True):
+    """Answer to FindQueue."""
+
+    entries: tuple[QueueEntry, ...]
+    place: str
+    """Where the next page begins; empty: there is none."""
+    header: str = ""
+
+
+class QueueWorked(_Message, frozen=True):
+    """Answer to WorkQueue: what was done, or would be."""
+
+    messages: int
+    recipients: int
+    under_way: int
+    """Messages that were left alone: they are being sent."""
+    place: str
+
+
+class PlaceHeld(_Message, frozen=True):
+    """Answer to HoldPlace."""
+
+    changed: bool
+    holds: dict[str, str] = {}
+    """What is held now, with the reason."""
+
+
+Answer: TypeAlias = (
+    QueueFound
+    | QueueWorked
+    | PlaceHeld
+    | Done
+    | Failed
+    | Injected
+    | Told
+    | Explained
+    | Reported
+    | QueueListed
+)
 
 encode = msgspec.msgpack.Encoder().encode
 decode_request = msgspec.msgpack.Decoder(Request).decode

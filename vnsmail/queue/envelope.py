@@ -75,6 +75,8 @@ class QueuedMessage:
     """Bytes of the body."""
     recipients: tuple[QueuedRecipient, ...]
     """All that are left, due or not; the same as those of the envelope."""
+    held: str = ""
+    """Why an operator holds it; empty: nobody does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,17 @@ from vnsmail.queue.envelope import (
     QueuedRecipient,
     Walk,
 )
-from vnsmail.queue.store import Accept, Change, QueueStore, Settle, accepts, sync_body
+from vnsmail.queue.selection import Selection
+from vnsmail.queue.store import (
+    Accept,
+    Alter,
+    Change,
+    QueueStore,
+    Settle,
+    accepts,
+    sync_body,
+)
+from vnsmail.queue.tables import Tables
 
 __all__ = ["Queue", "QueueCounts", "QueuedMessage", "QueuedRecipient"]
 
@@ -50,6 +60,9 @@ BATCH_BYTES = 8 * 1024 * 1024
 
 WALK_MESSAGES, WALK_PLACES = 200, 2000
 """Messages found, or destinations seen, after which a walk lets others have the file."""
+
+SCAN = 20_000
+"""Rows that a search looks at before others have the file."""
 
 Messages: TypeAlias = list[QueuedMessage]
 
@@ -162,6 +175,14 @@ class Queue:
             Settle(message_id, dict(outcomes), dict(retry_at), added, warned),
         )
 
+    async def alter(self, act: Callable[[Tables], None]) -> None:
+        """Change what an operator wants changed of messages that stay.
+
+        Raises:
+            QueueUnavailable: nothing is changed.
+        """
+        await self._change(Alter(act))
+
     async def _sync_bodies(self, bodies: Sequence[Body]) -> None:
         """Sync large bodies before they join a batch, which would wait for them."""
         try:
@@ -240,6 +261,28 @@ class Queue:
     async def counts(self) -> QueueCounts:
         """Count what is in the queue."""
         return await self._ask(self._store.counts)
+
+    async def find(
+        self,
+        wanted: Selection,
+        after: str = "",
+        limit: int = 100,
+        *,
+        now: float,
+        scan: int = SCAN,
+    ) -> tuple[Messages, str]:
+        """Return messages that are meant, and where the search goes on; empty: it ended.
+
+        A page may be empty though the search has not ended: no more than ``scan`` rows
+        are looked at in one go.
+        """
+        return await self._ask(
+            lambda: self._store.find(wanted, after, limit, now, scan)
+        )
+
+    async def holds(self) -> dict[str, str]:
+        """Return the destinations that an operator holds, with the reason."""
+        return await self._ask(self._store.holds)
 
     async def list(self, limit: int, after: str = "") -> Messages:
         """Return messages with queue ids beyond ``after``, oldest first."""

@@ -54,6 +54,7 @@ from vnsmail.errors import QueueUnavailable, VnsmailError
 from vnsmail.model import Envelope, Outcome
 from vnsmail.queue.body import INCOMING, Body
 from vnsmail.queue.envelope import Place, QueueCounts, QueuedMessage, Walk
+from vnsmail.queue.selection import Selection
 from vnsmail.queue.tables import MIGRATIONS, SCHEMA, VERSION, Refused, Tables
 
 DATABASE = "queue.db"
@@ -95,7 +96,14 @@ class Settle:
     """One of the messages added tells the sender that this one is late."""
 
 
-Change = Accept | Settle
+@dataclass(frozen=True, slots=True)
+class Alter:
+    """What an operator wants changed of messages that stay."""
+
+    act: Callable[[Tables], None]
+
+
+Change = Accept | Settle | Alter
 
 
 def sync_body(body: Body) -> None:
@@ -138,6 +146,7 @@ class QueueStore:
         self._open: apsw.Connection | None = None
         self._rested = QueueCounts(0, 0, 0, 0, None)
         """What it holds while it rests: nobody else can have changed it."""
+        self._resting_counts = False
         self._lock = -1
         with self._in_our_words():
             self._make_folders()
@@ -177,6 +186,8 @@ class QueueStore:
             self._log_pages = 0
             connection.set_wal_hook(self._note_log)
             self._tables = Tables(connection)
+            if self._resting_counts:
+                self._tables.knows(self._rested)
             self._open = connection
         return self._open
 
@@ -196,6 +207,7 @@ class QueueStore:
             return
         with self._in_our_words():
             self._rested = self._tables.counts()
+            self._resting_counts = True
             self._let_go()
 
     def _let_go(self) -> None:
@@ -255,15 +267,19 @@ class QueueStore:
         try:
             before = self._connection.total_changes()
             self._connection.execute("BEGIN IMMEDIATE")
+            self._tables.begun()
             leaving = [path for change in changes for path in self._apply(change)]
             committing = True
             self._connection.execute("COMMIT")
+            self._tables.committed()
         except Refused:
             database.roll_back(self._connection)
             raise
         except BaseException as error:
             if self._open is not None:
                 database.roll_back(self._open)
+            if committing:
+                self._tables.unsure()
             if committing and not isinstance(error, apsw.FullError):
                 self._unsure |= arriving
                 self._taken -= arriving
@@ -315,7 +331,7 @@ class QueueStore:
         return errors
 
     def _keep_reserve(self, change: Change) -> None:
-        if isinstance(change, Settle):
+        if not isinstance(change, Accept):
             return
         disk = os.statvfs(self._folder)
         if disk.f_bavail * disk.f_frsize < RESERVE:
@@ -356,6 +372,9 @@ class QueueStore:
             if change.token:
                 self._tables.take(change.token, change.envelope)
             self._tables.insert(change.envelope, change.body)
+            return
+        if isinstance(change, Alter):
+            change.act(self._tables)
             return
         if self._tables.settle(change.message_id, change.outcomes, change.retry_at):
             yield self._bodies / change.message_id
@@ -424,6 +443,20 @@ class QueueStore:
         with self._in_our_words():
             return [] if self._is_empty() else self._awake().page(limit, after)
 
+    def find(
+        self, wanted: Selection, after: str, limit: int, now: float, scan: int
+    ) -> tuple[list[QueuedMessage], str]:
+        """Return messages that are meant; see Queue.find."""
+        with self._in_our_words():
+            if self._is_empty():
+                return [], ""
+            return self._awake().find(wanted, after, limit, now, scan)
+
+    def holds(self) -> dict[str, str]:
+        """Return the destinations that are held, with the reason."""
+        with self._in_our_words():
+            return self._awake().holds()
+
     def _awake(self) -> Tables:
         """Return the tables of a file that is open."""
         _ = self._connection
@@ -488,7 +521,7 @@ def accepts(changes: Sequence[Change]) -> Iterator[Accept]:
     for change in changes:
         if isinstance(change, Accept):
             yield change
-        else:
+        elif isinstance(change, Settle):
             yield from change.accept
 
 

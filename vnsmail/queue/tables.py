@@ -1,9 +1,12 @@
 """The tables of a queue file, and the statements on them.
 
-Rules of this file: every statement of the queue stands here; transactions and files
+Rules of this file: every statement of the queue stands here, but those that search it
+(selection.py); transactions and files
 are those of queue/store.py; errors are apsw's, and ``Refused`` for one change that
 cannot be made while the others of its batch can.
 """
+
+# ruff: noqa: S608  what is put into statements is all ours
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +28,7 @@ from vnsmail.model import (
     Ret,
     Verdict,
 )
+from vnsmail.queue import selection
 from vnsmail.queue.body import Body
 from vnsmail.queue.envelope import (
     Due,
@@ -35,8 +39,9 @@ from vnsmail.queue.envelope import (
     Walk,
     destination,
 )
+from vnsmail.queue.selection import HELD_UNTIL, Selection
 
-VERSION = 2
+VERSION = 3
 
 # Bodies lie in a table of their own, so that a walk over envelopes does not read them.
 SCHEMA = """
@@ -53,7 +58,8 @@ CREATE TABLE message (
     priority INTEGER NOT NULL DEFAULT 1,
     ret TEXT NOT NULL DEFAULT '',
     envid TEXT NOT NULL DEFAULT '',
-    warned INTEGER NOT NULL DEFAULT 0   -- the sender knows that it is late
+    warned INTEGER NOT NULL DEFAULT 0,  -- the sender knows that it is late
+    held TEXT NOT NULL DEFAULT ''       -- why an operator holds it
 ) STRICT;
 CREATE TABLE head (                 -- the body, or what stands before body/ID
     message INTEGER PRIMARY KEY,
@@ -84,6 +90,14 @@ CREATE TABLE taken (                -- messages that are handed over until they 
 CREATE INDEX taken_at ON taken (at);
 """
 
+SINCE_3 = """
+CREATE TABLE hold (                 -- destinations that an operator holds
+    destination TEXT PRIMARY KEY,   -- * is all
+    reason TEXT NOT NULL,
+    at REAL NOT NULL
+) STRICT, WITHOUT ROWID;
+"""
+
 REMEMBERED = 30 * 86400.0
 """Seconds that a token is known. Whoever hands a message over lets go of it at once, or
 when it runs again."""
@@ -105,22 +119,24 @@ UPDATE recipient SET destination =
 DROP INDEX due;
 CREATE INDEX due ON recipient (destination, priority, next_attempt_at, message);
 """
-    + SINCE_2
+    + SINCE_2,
+    2: "ALTER TABLE message ADD COLUMN held TEXT NOT NULL DEFAULT '';" + SINCE_3,
 }
 """By version, what turns its tables into those of the next one."""
 
-SCHEMA += SINCE_2
+SCHEMA += SINCE_2 + SINCE_3
 
 _MESSAGES = (
     "SELECT number, id, owner, sender, received_at, eight_bit, smtputf8, size,"
-    " file_size, priority, ret, envid FROM message "
+    " file_size, priority, ret, envid, held FROM message "
 )
 _RECIPIENTS = (
     "SELECT address, attempts, next_attempt_at, last, notify, orcpt FROM recipient"
     " WHERE message = ? ORDER BY position"
 )
 _DEFER = (
-    "UPDATE recipient SET attempts = attempts + ?, next_attempt_at = ?, last = ?"
+    "UPDATE recipient SET attempts = attempts + ?, last = ?, next_attempt_at ="
+    f" CASE WHEN next_attempt_at >= {HELD_UNTIL} THEN next_attempt_at ELSE ? END"
     " WHERE message = ? AND address = ?"
 )
 
@@ -166,6 +182,7 @@ class _Row:
     priority: int
     ret: str
     envid: str
+    held: str
 
 
 class Tables:
@@ -174,6 +191,10 @@ class Tables:
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection = connection
         self._path = connection.db_filename("main") or ""
+        self._counted: list[int] | None = None
+        """Messages, recipients, deferred, octets; None: to be counted."""
+        self._change = [0, 0, 0, 0]
+        """What the transaction that is under way adds to those."""
 
     # Changes: to be called within a transaction ---------------------------------
 
@@ -207,10 +228,11 @@ class Tables:
             )
             number = self._connection.last_insert_rowid()
             execute("INSERT INTO head VALUES (?, ?)", (number, body.head))
+            rows = list(_recipient_rows(number, envelope))
             self._connection.executemany(
-                "INSERT INTO recipient VALUES (?, ?, ?, 0, ?, NULL, ?, ?, ?, ?)",
-                _recipient_rows(number, envelope),
+                "INSERT INTO recipient VALUES (?, ?, ?, 0, ?, NULL, ?, ?, ?, ?)", rows
             )
+            self._count(1, len(rows), 0, body.size)
         except (apsw.ConstraintError, UnicodeEncodeError) as error:
             problem = f"message {envelope.id} cannot be added: {error}"
             raise Refused(QueueUnavailable(self._path, problem)) from None
@@ -243,7 +265,8 @@ class Tables:
             Refused: no such message in the queue, or it has no such recipient.
         """
         row = self._row(message_id)
-        known = {address for (address, *_) in self._recipients(row.number)}
+        rows = self._recipients(row.number)
+        known = {address for (address, *_) in rows}
         if unknown := outcomes.keys() - known:
             raise Refused(
                 NotFound(
@@ -254,12 +277,15 @@ class Tables:
         for address in deferred:
             self._defer(row.number, address, outcomes[address], retry_at[address])
         gone = outcomes.keys() - deferred
+        tried = {address for address, _, _, last, _, _ in rows if last is not None}
+        self._count(0, -len(gone), len(deferred - tried) - len(gone & tried), 0)
         if gone != known:
             self._connection.executemany(
                 "DELETE FROM recipient WHERE message = ? AND address = ?",
                 ((row.number, address) for address in gone),
             )
             return False
+        self._count(-1, 0, 0, -row.size)
         for statement in (
             "DELETE FROM recipient WHERE message = ?",
             "DELETE FROM head WHERE message = ?",
@@ -271,7 +297,7 @@ class Tables:
     def _defer(self, number: int, address: str, outcome: Outcome, at: float) -> None:
         attempts = 0 if outcome.not_an_attempt else 1
         last = _to_json(outcome).decode()
-        self._connection.execute(_DEFER, (attempts, at, last, number, address))
+        self._connection.execute(_DEFER, (attempts, last, at, number, address))
 
     # Questions ------------------------------------------------------------------
 
@@ -382,14 +408,123 @@ class Tables:
         raise Refused(QueueUnavailable(self._path, problem))
 
     def counts(self) -> QueueCounts:
-        """Count what is in the queue."""
-        (row,) = self._connection.execute(
-            "SELECT count(*), coalesce(sum(size), 0), min(received_at) FROM message"
+        """Return how full the queue is: counted once, and kept up to date from then on."""
+        if self._counted is None:
+            self._counted = self._count_all()
+        messages, recipients, deferred, size = self._counted
+        oldest = self._connection.execute(
+            "SELECT received_at FROM message ORDER BY id LIMIT 1"
+        ).fetchone()
+        return QueueCounts(
+            messages, recipients, deferred, size, oldest[0] if oldest else None
         )
-        messages, size, oldest = row
+
+    def knows(self, counts: QueueCounts) -> None:
+        """Take over what was counted before the file was closed for a while."""
+        self._counted = [
+            counts.messages,
+            counts.recipients,
+            counts.deferred,
+            counts.bytes,
+        ]
+
+    def begun(self) -> None:
+        """A transaction begins."""
+        self._change = [0, 0, 0, 0]
+
+    def committed(self) -> None:
+        """It is on disk."""
+        if self._counted is not None:
+            changes = zip(self._counted, self._change, strict=True)
+            self._counted = [old + new for old, new in changes]
+
+    def unsure(self) -> None:
+        """Nobody knows what of the last transaction came true."""
+        self._counted = None
+
+    def _count(self, *changes: int) -> None:
+        self._change = [a + b for a, b in zip(self._change, changes, strict=True)]
+
+    def _count_all(self) -> list[int]:
+        (row,) = self._connection.execute(
+            "SELECT count(*), coalesce(sum(size), 0) FROM message"
+        )
+        messages, size = row
         (row,) = self._connection.execute("SELECT count(*), count(last) FROM recipient")
-        recipients, deferred = row
-        return QueueCounts(messages, recipients, deferred, size, oldest)
+        return [messages, row[0], row[1], size]
+
+    # What an operator wants -------------------------------------------------------
+
+    def find(
+        self, wanted: Selection, after: str, limit: int, now: float, scan: int
+    ) -> tuple[list[QueuedMessage], str]:
+        """Return messages that are meant, and where the search goes on; empty: ended.
+
+        No more than ``scan`` rows are looked at, so there may be none on a page though
+        there are some further on.
+        """
+        statement, given = selection.search(wanted, after, limit, scan, now)
+        rows: list[Any] = self._connection.execute(statement, given).fetchall()
+        numbers = list(dict.fromkeys(number for number, _ in rows))
+        found = [self._queued(self._numbered(number)) for number in numbers]
+        if len(rows) >= limit:
+            return found, str(rows[-1][1])
+        if wanted.ids:
+            left = selection.ids_beyond(wanted, after)
+            return found, left[scan - 1] if len(left) > scan else ""
+        statement, given = selection.edge(wanted, after, scan)
+        last: Any = self._connection.execute(statement, given).fetchone()
+        return found, str(last[0]) if last else ""
+
+    def holds(self) -> dict[str, str]:
+        """Return the destinations that are held, with the reason."""
+        found: list[Any] = self._connection.execute(
+            "SELECT destination, reason FROM hold"
+        ).fetchall()
+        return dict(found)
+
+    def hold_place(self, destination: str, reason: str, now: float) -> None:
+        """Hold a destination, or all (within a transaction)."""
+        self._connection.execute(
+            "INSERT OR REPLACE INTO hold VALUES (?, ?, ?)", (destination, reason, now)
+        )
+
+    def release_place(self, destination: str) -> None:
+        """Hold it no more (within a transaction)."""
+        self._connection.execute(
+            "DELETE FROM hold WHERE destination = ?", (destination,)
+        )
+
+    def hold(self, message_id: str, reason: str) -> None:
+        """Hold a message (within a transaction); one that is gone is left alone."""
+        self._connection.execute(
+            "UPDATE recipient SET next_attempt_at = ? WHERE message ="
+            " (SELECT number FROM message WHERE id = ?)",
+            (HELD_UNTIL, message_id),
+        )
+        self._connection.execute(
+            "UPDATE message SET held = ? WHERE id = ?", (reason, message_id)
+        )
+
+    def release(self, message_id: str, now: float) -> None:
+        """Let a message be due that is held (within a transaction)."""
+        self._connection.execute(
+            "UPDATE recipient SET next_attempt_at = ? WHERE next_attempt_at >= ?"
+            " AND message = (SELECT number FROM message WHERE id = ?)",
+            (now, HELD_UNTIL, message_id),
+        )
+        self._connection.execute(
+            "UPDATE message SET held = '' WHERE id = ?", (message_id,)
+        )
+
+    def hasten(self, message_id: str, address: str, now: float) -> None:
+        """Let a recipient be due now, unless held (within a transaction)."""
+        self._connection.execute(
+            "UPDATE recipient SET next_attempt_at = ? WHERE address = ?"
+            f" AND next_attempt_at > ? AND next_attempt_at < {HELD_UNTIL}"
+            " AND message = (SELECT number FROM message WHERE id = ?)",
+            (now, address, now, message_id),
+        )
 
     def page(self, limit: int, after: str) -> list[QueuedMessage]:
         """Return messages in order of id, which is that of arrival."""
@@ -406,6 +541,11 @@ class Tables:
             yield str(message_id)
 
     # Rows -----------------------------------------------------------------------
+
+    def _numbered(self, number: int) -> _Row:
+        for row in self._connection.execute(_MESSAGES + "WHERE number = ?", (number,)):
+            return _Row(*row)
+        raise Refused(NotFound("message", str(number), "it has left the queue"))
 
     def _row(self, message_id: str) -> _Row:
         for row in self._connection.execute(_MESSAGES + "WHERE id = ?", (message_id,)):
@@ -443,7 +583,7 @@ class Tables:
                 if notify or orcpt
             ),
         )
-        return QueuedMessage(envelope, row.size, recipients)
+        return QueuedMessage(envelope, row.size, recipients, row.held)
 
 
 def _recipient_rows(

@@ -8,8 +8,14 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from vnsmail.engines.protocol import OwnerReport, QueueEntry, Tally
+from vnsmail.engines.protocol import (
+    Action,
+    OwnerReport,
+    QueueEntry,
+    Tally,
+)
 from vnsmail.model import Priority
+from vnsmail.queue.selection import Selection
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -203,6 +209,40 @@ class ListQueue(_Message, frozen=True):
     limit: int
 
 
+class FindQueue(_Message, frozen=True):
+    """List queued messages of one owner that are meant, a page."""
+
+    owner: str
+    selection: Selection = Selection()
+    after: str = ""
+    """Where the page before ended."""
+    limit: int = 100
+    header: bool = False
+    """Return the header block of the first one too."""
+
+
+class WorkQueue(_Message, frozen=True):
+    """Do something to queued messages of one owner that are meant, a page."""
+
+    owner: str
+    action: Action
+    selection: Selection = Selection()
+    after: str = ""
+    reason: str = ""
+    dry_run: bool = False
+
+
+class HoldPlace(_Message, frozen=True):
+    """Hold a destination of an owner, or all it sends (``*``); or hold it no more."""
+
+    owner: str
+    place: str
+    reason: str = ""
+    release: bool = False
+    look_only: bool = False
+    """Change nothing, and tell what is held."""
+
+
 class GetGuard(_Message, frozen=True):
     """How are a host's source addresses guarded by the kernel?"""
 
@@ -291,6 +331,9 @@ Request: TypeAlias = (
     | RemoveLogin
     | Send
     | ListQueue
+    | FindQueue
+    | WorkQueue
+    | HoldPlace
     | GetGuard
     | SetCertificate
     | RemoveCertificate
@@ -444,6 +487,32 @@ class QueueListed(_Message, frozen=True):
     entries: tuple[QueueEntry, ...]
 
 
+class QueuePage(_Message, frozen=True):
+    """Answer to FindQueue."""
+
+    entries: tuple[QueueEntry, ...]
+    place: str
+    """Where the next page begins; empty: there is none."""
+    header: str = ""
+
+
+class QueueWorked(_Message, frozen=True):
+    """Answer to WorkQueue: what was done, or would be."""
+
+    messages: int
+    recipients: int
+    under_way: int
+    """Messages that were left alone: they are being sent."""
+    place: str
+
+
+class PlaceHeld(_Message, frozen=True):
+    """Answer to HoldPlace."""
+
+    changed: bool
+    holds: dict[str, str] = {}
+
+
 class Guarded(_Message, frozen=True):
     """Answer to GetGuard."""
 
@@ -529,6 +598,9 @@ Answer: TypeAlias = (
     | Progress
     | Queued
     | QueueListed
+    | QueuePage
+    | QueueWorked
+    | PlaceHeld
     | Guarded
     | Measured
     | Certificates

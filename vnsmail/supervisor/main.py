@@ -26,6 +26,7 @@ from vnsmail.model import (
 )
 from vnsmail.settings import Layout, Settings, event_file
 from vnsmail.supervisor import control, control_server, drop_server
+from vnsmail.supervisor.desk import Desk
 from vnsmail.supervisor.drops import Drops
 from vnsmail.supervisor.folders import (
     Account,
@@ -290,6 +291,8 @@ class _Supervisor:
                 return await self._send(request, fds, uid)
             case control.ListQueue():
                 return await self._list_queue(request)
+            case control.FindQueue() | control.WorkQueue() | control.HoldPlace():
+                return await Desk(self._services).handle(request)
             case control.GetMetrics():
                 return control.Measured(await self._metrics.text())
             case control.ShutDown():
