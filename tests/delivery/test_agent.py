@@ -115,7 +115,7 @@ class Post:
     async def _sign(self, body):
         return body.prefixed(self.signature)
 
-    async def _deliver_here(self, recipient, body, sent):
+    async def _deliver_here(self, recipient, body, sent, _again):
         if self.mailbox_errors:
             raise self.mailbox_errors.popleft()
         self.mailboxes.append((recipient, b"".join(body.chunks()), sent.sender))

@@ -460,6 +460,33 @@ def test_on_uvloop(tmp_path):
     assert any(mail.endswith(LARGE) for mail in mails)
 
 
+@pytest.mark.parametrize("seen", [False, True])
+async def test_a_mailbox_gets_it_once(lodging, monkeypatch, seen):
+    """Who dies between mailbox and queue makes no second copy."""
+    monkeypatch.setattr(owner_module, "CLOSE_GRACE", 0.001)
+    service = await lodging.opened()
+    with monkeypatch.context() as patch:
+
+        async def died(*_arguments, **_more):
+            await asyncio.Event().wait()
+
+        patch.setattr(Queue, "settle", died)
+        await inject(service, HELLO, "ann@alpha.example")
+        (first,) = await lodging.mail("ann")
+        await lodging.open.pop().close()
+    if seen:
+        new = lodging.folder / "host" / "mail" / "ann" / "new"
+        (file,) = new.iterdir()
+        file.rename(new.parent / "cur" / f"{file.name}:2,S")
+    for address in ("10.77.0.11", "fd77::11"):
+        os.unlink(lodging.sockets.path(address))
+    again = await lodging.opened()
+    await empty(again)
+    mails = [p.read_bytes() for p in lodging.folder.glob("host/mail/ann/[nc]*/*")]
+
+    assert [first] == mails
+
+
 # Suspended ------------------------------------------------------------------------------------
 
 

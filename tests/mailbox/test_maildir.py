@@ -8,19 +8,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vnsmail.errors import QueueUnavailable, StateUnusable
-from vnsmail.mailbox.maildir import deliver, unique_name
+from vnsmail.mailbox.maildir import deliver, holds, name_of, unique_name
 from vnsmail.queue.body import Body
 
 NOW = 1_800_000_000.25
 
 
-def put(folder, body=b"Subject: hi\r\n\r\nhello\r\n", return_path="ann@alpha.example"):
+def put(
+    folder,
+    body=b"Subject: hi\r\n\r\nhello\r\n",
+    return_path="ann@alpha.example",
+    name="",
+):
     return deliver(
         folder,
         Body(body),
         return_path=return_path,
         delivered_to="bob@b.example",
-        now=NOW,
+        name=name or unique_name(NOW),
     )
 
 
@@ -120,7 +125,7 @@ def test_failure_leaves_nothing(tmp_path):
     body = Body(b"head", tmp_path / "gone", 10)
 
     with pytest.raises(QueueUnavailable):
-        deliver(tmp_path, body, return_path="", delivered_to="b@b.example", now=NOW)
+        deliver(tmp_path, body, return_path="", delivered_to="b@b.example", name="1.x")
     assert len(names(tmp_path, "new")) == 1
     assert names(tmp_path, "tmp") == []
 
@@ -132,9 +137,35 @@ def test_address_with_control_characters(tmp_path, address):
         put(tmp_path, return_path=address)
 
 
-@given(st.floats(0, 4e9))
-def test_name(now):
-    """A name starts with the time, and has no slash and no colon."""
-    name = unique_name(now)
+@given(st.floats(0, 4e9), st.text())
+def test_name(now, key):
+    """A name starts with the time, has no slash and no colon, and is always the same."""
+    name = name_of(now, key)
 
-    assert re.fullmatch(rf"{int(now)}\.M\d{{1,6}}P\d+R[0-9a-f]{{16}}\.[^/:]+", name)
+    assert re.fullmatch(rf"{int(now)}\.M\d{{1,6}}Q[0-9a-f]{{32}}\.[^/:]+", name)
+    assert name == name_of(now, key) != name_of(now, key + "x")
+
+
+@pytest.mark.parametrize("suffix", [None, "", ":2,", ":2,RS"])
+def test_what_was_delivered_is_found_by_its_name(tmp_path, suffix):
+    """Unseen, seen, answered: it is there; not so if only a similar one is."""
+    name = name_of(NOW, "id bob@b.example")
+    assert not holds(tmp_path, name)
+    file = put(tmp_path, name=name)
+    if suffix is not None:
+        file.rename(tmp_path / "cur" / f"{name}{suffix}")
+
+    assert holds(tmp_path, name)
+    assert not holds(tmp_path, name_of(NOW, "id eve@b.example"))
+    assert not holds(tmp_path, name[:-1])
+
+
+def test_half_a_message_is_none(tmp_path):
+    """What a crash left in tmp is not there, and not in the way."""
+    name = name_of(NOW, "id bob@b.example")
+    put(tmp_path, name=name).rename(tmp_path / "tmp" / name)
+    assert not holds(tmp_path, name)
+    put(tmp_path, name=name)
+
+    assert holds(tmp_path, name)
+    assert [name] == names(tmp_path, "new")

@@ -65,9 +65,9 @@ LONGEST_LOOK_AWAY = 60.0
 QUIT_GRACE = 1.0
 """Seconds for remotes to answer QUIT when all connections are ended."""
 
-LocalDelivery: TypeAlias = Callable[[str, Body, Envelope], Awaitable[Outcome]]
-"""Puts a message into a mailbox: recipient, body, envelope. May raise VnsmailError,
-which defers the recipient."""
+LocalDelivery: TypeAlias = Callable[[str, Body, Envelope, bool], Awaitable[Outcome]]
+"""Puts a message into a mailbox: recipient, body, envelope, and whether that may have
+been done before. May raise VnsmailError, which defers the recipient."""
 
 log = logger("delivery")
 
@@ -480,12 +480,15 @@ class DeliveryAgent:
     async def _deliver_here(
         self, flight: Flight, recipients: tuple[str, ...]
     ) -> Outcomes:
+        # Who died between mailbox and queue has left a message in both.
+        tried = any(each.attempts for each in flight.message.recipients)
+        again = tried or flight.record.body is None
         body = await self._settler.body(flight.record)
         outcomes: Outcomes = {}
         for recipient in recipients:
             try:
                 outcomes[recipient] = await self._local_delivery(
-                    recipient, body, flight.message.envelope
+                    recipient, body, flight.message.envelope, again
                 )
             except VnsmailError as error:
                 outcomes[recipient] = say.trouble_here(error)

@@ -587,9 +587,9 @@ class OwnerService:
             self._fault = ""
 
     async def _deliver_here(
-        self, recipient: str, body: Body, envelope: Envelope
+        self, recipient: str, body: Body, envelope: Envelope, again: bool
     ) -> Outcome:
-        """Put a message into a user's mailbox.
+        """Put a message into a user's mailbox, once.
 
         Raises:
             StateUnusable, QueueUnavailable: not now.
@@ -601,26 +601,32 @@ class OwnerService:
         )
         match self._rules.local.decide(mailbox):
             case Taken(user):
-                return await self._put(user, recipient, body, envelope)
+                return await self._put(user, recipient, body, envelope, again=again)
             case refusal:
                 meant = self._rules.local.expand(mailbox)
                 if isinstance(meant, Aliased):
-                    return await self._forward(meant, body, envelope)
+                    return await self._forward(meant, recipient, body, envelope)
                 return say.failed(refusal.code, refusal.enhanced, refusal.text)
 
     async def _put(
-        self, user: str, recipient: str, body: Body, envelope: Envelope
+        self, user: str, recipient: str, body: Body, envelope: Envelope, *, again: bool
     ) -> Outcome:
+        folder = self._folder / MAIL / user
+        key = f"{envelope.id} {recipient}"
+
         def put() -> Outcome:
+            name = maildir.name_of(envelope.received_at, key)
+            if again and maildir.holds(folder, name):
+                return say.delivered(f"it is in the mailbox of {user} already")
             if not self._rules.take_room(user, body.size):
                 return say.deferred(FULL.code, FULL.enhanced, FULL.text)
             try:
                 maildir.deliver(
-                    self._folder / MAIL / user,
+                    folder,
                     body,
                     return_path=envelope.sender,
                     delivered_to=recipient,
-                    now=time.time(),
+                    name=name,
                 )
             except VnsmailError:
                 self._rules.usage.give_back(user, body.size)
@@ -629,7 +635,9 @@ class OwnerService:
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, put)
 
-    async def _forward(self, meant: Aliased, body: Body, envelope: Envelope) -> Outcome:
+    async def _forward(
+        self, meant: Aliased, recipient: str, body: Body, envelope: Envelope
+    ) -> Outcome:
         """Queue a copy for those whom an alias stands for.
 
         Mail that comes in is taken apart when it is accepted. A notice of failure, whose
@@ -653,7 +661,10 @@ class OwnerService:
         )
         whole = await loop.run_in_executor(self._executor, copy)
         size = whole.size
-        await self._keep(again, whole)
+        try:
+            await self._keep(again, whole, f"forward {envelope.id} {recipient}")
+        except AlreadyQueued as earlier:
+            return say.delivered(f"went on as {earlier.queue_id} already")
         self._tell_of(again, size, "forward", about=envelope.id)
         return say.delivered(f"goes on as {again.id} to {', '.join(meant.addresses)}")
 

@@ -97,7 +97,7 @@ class Mailboxes:
                         body,
                         return_path=envelope.sender,
                         delivered_to=recipient,
-                        now=envelope.received_at,
+                        name=maildir.unique_name(envelope.received_at),
                     )
                     await loop.run_in_executor(self._executor, put)
         finally:

@@ -2,11 +2,13 @@
 
 Rules of this file: when ``deliver`` returns, the message is on disk under its last
 name; a reader never sees half of one. The bytes are kept as they came, CRLF and all,
-behind the two header fields that final delivery puts in front. Blocking: call it in a
-thread.
+behind the two header fields that final delivery puts in front. A delivery that is made
+again, because nobody could write down that it was made, has the same name, and is found
+by it. Blocking: call it in a thread.
 """
 
 import contextlib
+import hashlib
 import os
 import secrets
 import socket
@@ -20,7 +22,7 @@ _PARTS = ("tmp", "new", "cur")
 
 
 def deliver(
-    folder: Path, body: Body, *, return_path: str, delivered_to: str, now: float
+    folder: Path, body: Body, *, return_path: str, delivered_to: str, name: str
 ) -> Path:
     """Put a message into a Maildir, durably, and return its file in ``new``.
 
@@ -30,7 +32,7 @@ def deliver(
         return_path: reverse-path without brackets, empty for the null one (RFC 5321
             section 4.4).
         delivered_to: the address it was delivered for.
-        now: seconds since the epoch, for the file's name.
+        name: of the file; ``unique_name`` or ``name_of`` made it.
 
     Raises:
         StateUnusable: the disk is full, or the folder cannot be written; nothing is
@@ -39,8 +41,9 @@ def deliver(
     """
     head = _field("Return-Path", f"<{return_path}>")
     head += _field("Delivered-To", delivered_to)
-    name = unique_name(now)
-    arriving, arrived = folder / "tmp" / name, folder / "new" / name
+    # Not the last name: what a crash left in tmp must not be in the way.
+    arriving = folder / "tmp" / f"{secrets.token_hex(8)}.{name}"
+    arrived = folder / "new" / name
     try:
         _make(folder)
         try:
@@ -58,15 +61,58 @@ def deliver(
     return arrived
 
 
-def unique_name(now: float) -> str:
-    """Return a file name that no other delivery chooses.
+def holds(folder: Path, name: str) -> bool:
+    """Return whether a message is in a Maildir, seen by its reader or not; durably.
 
-    Time, process and random bits make it unique; the machine's name is the custom, with
-    ``/`` and ``:`` written so that they can stand in a name.
+    Args:
+        folder: the Maildir; it may be missing.
+        name: of the file, without what a reader adds to it.
+
+    Raises:
+        StateUnusable: the folder cannot be read, or a disk did not take what is there.
+    """
+    try:
+        new, cur = folder / "new", folder / "cur"
+        if (new / name).exists():
+            found = new
+        elif cur.is_dir() and _is_in(cur, name):
+            found = cur
+        else:
+            return False
+        # The file was synced before it got its name; the name may not be.
+        sync_folder(found)
+    except OSError as error:
+        raise StateUnusable(
+            str(folder), reason(error), "check who owns it, and its disk"
+        ) from None
+    return True
+
+
+def _is_in(cur: Path, name: str) -> bool:
+    # A reader adds a colon and flags.
+    with os.scandir(cur) as entries:
+        return any(entry.name.partition(":")[0] == name for entry in entries)
+
+
+def unique_name(now: float) -> str:
+    """Return a file name that no other delivery chooses; see ``name_of``."""
+    return name_of(now, secrets.token_hex(16))
+
+
+def name_of(now: float, key: str) -> str:
+    """Return the file name of one delivery, the same whenever it is asked for.
+
+    Time and key make it unique; the machine's name is the custom, with ``/`` and ``:``
+    written so that they can stand in a name.
+
+    Args:
+        now: seconds since the epoch.
+        key: what no other delivery has, of any length and any characters.
     """
     machine = socket.gethostname().replace("/", "\\057").replace(":", "\\072")
     seconds, micros = divmod(int(now * 1_000_000), 1_000_000)
-    return f"{seconds}.M{micros}P{os.getpid()}R{secrets.token_hex(8)}.{machine}"
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16)
+    return f"{seconds}.M{micros}Q{digest.hexdigest()}.{machine}"
 
 
 def _field(name: str, value: str) -> bytes:
