@@ -30,6 +30,7 @@ from vnsmail.cli import (
     send,
     sendmail,
     tls,
+    trace,
     user,
 )
 from vnsmail.cli.options import layout_of
@@ -52,6 +53,7 @@ app.command()(metrics.metrics)
 app.command()(apply.apply)
 app.command()(apply.export)
 app.command()(send.send)
+app.command()(trace.trace)
 app.command()(prove.prove)
 app.command("exec", context_settings=run.WORDS)(run.run)
 app.add_typer(host_changes.app, name="host")

@@ -43,6 +43,14 @@ def is_id(text: str) -> bool:
     return len(text) == _TIME_DIGITS + _ENTROPY_DIGITS and not set(text) - set(_DIGITS)
 
 
+def arrival(message_id: str) -> float:
+    """Return when a message arrived, seconds since the epoch, as its queue id says."""
+    number = 0
+    for digit in message_id[:_TIME_DIGITS]:
+        number = number * 32 + _DIGITS.index(digit)
+    return number / 1_000_000
+
+
 def destination(address: str) -> str:
     """Return the domain of an address, in lower case; empty if it has none.
 
