@@ -1,14 +1,28 @@
 import os
+from pathlib import Path
 
 import pytest
 
 from integration.labs import Lab
 
 
+HERE = Path(__file__).parent
+
+PATIENCE = 240
+"""Seconds a test may take, its lab's start included: a busy machine is no failure."""
+
+
 def pytest_collection_modifyitems(items):
-    """Everything here makes namespaces and looks at packets: root only."""
-    if os.geteuid() != 0:
-        for item in items:
+    """Everything here makes namespaces and looks at packets: root only, and slow.
+
+    pytest hands over the tests of all folders; those of tests/ are left alone.
+    """
+    for item in items:
+        if not item.path.is_relative_to(HERE):
+            continue
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(PATIENCE))
+        if os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="needs root"))
 
 

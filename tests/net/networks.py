@@ -2,6 +2,7 @@
 
 import ipaddress
 from dataclasses import replace
+from itertools import product
 
 from hypothesis import strategies as st
 
@@ -118,8 +119,16 @@ _ADDRESSES = st.sampled_from(
 _ROUTED = st.sampled_from(
     [ip(text) for n in _NUMBERS for text in (f"10.77.0.{n}", f"fd77::{n}")]
 )
-_BIT = st.integers(0, 1)
-_SETTINGS = st.builds(Settings, _BIT, _BIT, _BIT, st.integers(0, 2), _BIT, _BIT)
+_BITS = (0, 1)
+# All there are, as one draw: a state has up to nine of them.
+_SETTINGS = st.sampled_from(
+    [Settings(*s) for s in product(_BITS, _BITS, _BITS, (0, 1, 2), _BITS, _BITS)]
+)
+
+
+def few(elements):
+    """Up to three different ones: what goes wrong with more goes wrong with three."""
+    return st.lists(elements, unique=True, max_size=3)
 
 
 _TABLES = st.sampled_from(
@@ -138,7 +147,7 @@ _RULES = st.builds(SourceRule, _ROUTED, _TABLES | st.just(254))
 def states(draw):
     """A network with things of ours in any state, half made ones and stray ones."""
     stray = ("delta.example", *NAMES)
-    ports = draw(st.lists(st.sampled_from(stray), unique=True))
+    ports = draw(few(st.sampled_from(stray)))
     ours = [
         Link(
             names.link(INSTANCE, name),
@@ -154,13 +163,9 @@ def states(draw):
     ]
     ups = [link.name for link in ours if link.up and link.router]
     routes = (
-        draw(st.lists(st.builds(HostRoute, _ROUTED, st.sampled_from(ups)), unique=True))
-        if ups
-        else []
+        draw(few(st.builds(HostRoute, _ROUTED, st.sampled_from(ups)))) if ups else []
     )
-    answered = draw(
-        st.lists(st.tuples(st.sampled_from(["eth0", "br0"]), _ROUTED), unique=True)
-    )
+    answered = draw(few(st.tuples(st.sampled_from(["eth0", "br0"]), _ROUTED)))
     ours += [
         Link(
             names.vlan(INSTANCE, "eth0", tag),
@@ -176,13 +181,13 @@ def states(draw):
         replace(x, settings=draw(_SETTINGS)) if x.name in touched else x
         for x in (LO, BR0, BR1, ETH0, ETH1, FOREIGN)
     ]
-    inside = draw(st.lists(st.sampled_from(stray), unique=True))
-    aliases = draw(st.lists(_ADDRESSES, unique_by=lambda a: a.address))
+    inside = draw(few(st.sampled_from(stray)))
+    aliases = draw(st.lists(_ADDRESSES, unique_by=lambda a: a.address, max_size=3))
     return Actual(
         links=(*machine, *ours),
         host_routes=tuple(routes),
-        table_routes=tuple(draw(st.lists(_WAYS, unique=True))),
-        rules=tuple(draw(st.lists(_RULES, unique=True))),
+        table_routes=tuple(draw(few(_WAYS))),
+        rules=tuple(draw(few(_RULES))),
         proxies=tuple(Proxy(link, address) for link, address in answered),
         routes=ROUTES,
         namespaces=tuple(_namespace(draw, name, set(ports)) for name in inside),

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.net.kernel import Kernel
@@ -447,10 +447,12 @@ class TestProperties:
                 assert (0, 0, 0) == (found.forwarding6, found.forced6, found.proxy_ndp)
                 assert found.accept_ra != 2
 
+    @settings(max_examples=25)
     @given(hosts(), states())
     def test_same_plan_for_same_facts(self, desired, actual):
         assert steps(desired, actual) == steps(desired, actual)
 
+    @settings(max_examples=50)
     @given(hosts())
     def test_descriptions_are_one_line(self, desired):
         for step in steps(desired, _with_bridges()):

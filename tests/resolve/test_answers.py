@@ -46,7 +46,7 @@ async def resolver():
             )
         elif name != "a.example.":
             response.set_rcode(dns.rcode.NXDOMAIN)
-        return response.to_wire()
+        return response.to_wire(want_shuffle=False)
 
     async def open_socket(transport, server):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
