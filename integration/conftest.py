@@ -5,7 +5,6 @@ import pytest
 
 from integration.labs import Lab
 
-
 HERE = Path(__file__).parent
 
 PATIENCE = 240
