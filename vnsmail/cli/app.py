@@ -30,6 +30,7 @@ from vnsmail.cli import (
     send,
     sendmail,
     tls,
+    top,
     trace,
     user,
 )
@@ -54,6 +55,7 @@ app.command()(apply.apply)
 app.command()(apply.export)
 app.command()(send.send)
 app.command()(trace.trace)
+app.command()(top.top)
 app.command()(prove.prove)
 app.command("exec", context_settings=run.WORDS)(run.run)
 app.add_typer(host_changes.app, name="host")

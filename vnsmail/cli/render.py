@@ -6,13 +6,17 @@ standard error.
 
 import contextlib
 import os
+import select
 import sys
+import termios
 import time
+import tty
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 from rich import box
 from rich.console import Console
+from rich.live import Live
 from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
@@ -214,6 +218,47 @@ def progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
             bar.update(task, description=what, completed=done, total=total)
 
         yield draw
+
+
+def live(
+    draw: Callable[[], tuple[str, Sequence[str], Sequence[Sequence[object]]]],
+    every: float,
+) -> None:
+    """Show a table that is drawn anew every so many seconds, until q or Ctrl-C.
+
+    Args:
+        draw: returns title, columns and rows.
+        every: seconds.
+    """
+    with (
+        _keys() as pressed,
+        Live(console=_out, screen=True, auto_refresh=False) as all_,
+    ):
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                all_.update(_table(*draw()), refresh=True)
+                if pressed(every) in {"q", "Q", "\x03"}:
+                    return
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[Callable[[float], str]]:
+    """Give a function that waits so many seconds for a key; empty: there was none."""
+    if not sys.stdin.isatty():
+        yield lambda seconds: time.sleep(seconds) or ""
+        return
+    fd = sys.stdin.fileno()
+    before = termios.tcgetattr(fd)
+
+    def pressed(seconds: float) -> str:
+        ready, _, _ = select.select([fd], [], [], seconds)
+        return os.read(fd, 1).decode(errors="replace") if ready else ""
+
+    try:
+        tty.setcbreak(fd)
+        yield pressed
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
 def _cell(value: object) -> Text:
