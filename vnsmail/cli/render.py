@@ -231,21 +231,26 @@ def live(
         every: seconds.
     """
     with (
+        contextlib.suppress(KeyboardInterrupt),
         _keys() as pressed,
-        Live(console=_out, screen=True, auto_refresh=False) as all_,
+        Live(console=_out, screen=True, auto_refresh=False) as shown,
     ):
-        with contextlib.suppress(KeyboardInterrupt):
-            while True:
-                all_.update(_table(*draw()), refresh=True)
-                if pressed(every) in {"q", "Q", "\x03"}:
-                    return
+        key = ""
+        while key not in {"q", "Q"}:
+            shown.update(_table(*draw()), refresh=True)
+            key = pressed(every)
+
+
+def _no_key(seconds: float) -> str:
+    time.sleep(seconds)
+    return ""
 
 
 @contextlib.contextmanager
 def _keys() -> Iterator[Callable[[float], str]]:
     """Give a function that waits so many seconds for a key; empty: there was none."""
     if not sys.stdin.isatty():
-        yield lambda seconds: time.sleep(seconds) or ""
+        yield _no_key
         return
     fd = sys.stdin.fileno()
     before = termios.tcgetattr(fd)
