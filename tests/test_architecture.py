@@ -125,6 +125,7 @@ PURE = [
     "inbound/allowance.py",
     "engines/protocol.py",
     "supervisor/host_files.py",
+    "supervisor/pack_form.py",
     "supervisor/plan.py",
     "supervisor/signing_keys.py",
     "supervisor/converge.py",

@@ -20,7 +20,7 @@ from vnsmail.cli import (
     daemon,
     dkim,
     doctor,
-    host_changes,
+    host_move,
     lab,
     login,
     metrics,
@@ -58,7 +58,7 @@ app.command()(trace.trace)
 app.command()(top.top)
 app.command()(prove.prove)
 app.command("exec", context_settings=run.WORDS)(run.run)
-app.add_typer(host_changes.app, name="host")
+app.add_typer(host_move.app, name="host")
 app.add_typer(user.app, name="user")
 app.add_typer(alias.app, name="alias")
 app.add_typer(login.app, name="login")

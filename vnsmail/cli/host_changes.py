@@ -167,11 +167,22 @@ def suspend(
 
 @app.command()
 def resume(
-    context: typer.Context, name: Name, dry_run: DryRun = False, json: AsJson = False
+    context: typer.Context,
+    name: Name,
+    force: Annotated[
+        bool,
+        typer.Option(
+            help="Also if it was packed: its pack must never be unpacked elsewhere."
+        ),
+    ] = False,
+    dry_run: DryRun = False,
+    json: AsJson = False,
 ) -> None:
     """Send and receive again; mail that waits is tried at once."""
-    layout = layout_of(context)
-    _change(layout, name, {"suspended": False}, dry_run=dry_run, json=json)
+    changes: dict[str, Value] = {"suspended": False}
+    request = control.ChangeHost(name, changes, dry_run=dry_run, force=force)
+    answer = client.ask(layout_of(context), request, control.Changed)
+    _show(answer, name, request, json)
 
 
 @address.command("add")

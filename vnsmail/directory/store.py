@@ -22,6 +22,7 @@ import apsw
 from vnsmail import database
 from vnsmail.directory.file import in_our_words, no_host
 from vnsmail.directory.logins import DROP_ORPHANS, Logins, LoginsReader
+from vnsmail.directory.moves import TABLES, Moves, MovesReader
 from vnsmail.directory.people import People, PeopleReader
 from vnsmail.errors import NotPrivileged, Taken
 from vnsmail.model import (
@@ -104,7 +105,8 @@ CREATE TABLE alias (
 """
 """What version 1 did not have. An alias of local part * takes what nobody else does."""
 
-SINCE_3 = """
+SINCE_3 = (
+    """
 CREATE TABLE sender (
     host TEXT NOT NULL REFERENCES host ON DELETE CASCADE,
     local_part TEXT NOT NULL,
@@ -123,6 +125,8 @@ CREATE TABLE login (
     local_part TEXT NOT NULL
 ) STRICT;
 """
+    + TABLES
+)
 """What version 2 did not have. A sender is an address that a user may send as besides
 its own; the secret is what answers for users who are not there are made of."""
 
@@ -192,7 +196,7 @@ def open_to_read(path: Path) -> "Iterator[DirectoryReader]":
         reader.close()
 
 
-class DirectoryReader(PeopleReader, LoginsReader):
+class DirectoryReader(PeopleReader, LoginsReader, MovesReader):
     """What can be asked of the directory."""
 
     def hosts(self) -> tuple[VirtualHost, ...]:
@@ -323,7 +327,7 @@ class DirectoryReader(PeopleReader, LoginsReader):
         return f"{fact}, half made or destroyed; run `vnsmail host destroy {holder}`"
 
 
-class Directory(DirectoryReader, People, Logins):
+class Directory(DirectoryReader, People, Logins, Moves):
     """The directory, to read and to change.
 
     Args:

@@ -61,6 +61,8 @@ class ChangeHost(_Message, frozen=True):
     name: str
     changes: dict[str, str | int | bool | tuple[str, ...] | None]
     dry_run: bool = False
+    force: bool = False
+    """Resume a host that was packed, and may be somewhere else by now."""
 
 
 class ChangeAddresses(_Message, frozen=True):
@@ -83,6 +85,29 @@ class RenameHost(_Message, frozen=True):
     keep_domain: bool = True
     """Mail for the old name is taken still."""
     dry_run: bool = False
+
+
+class PackHost(_Message, frozen=True):
+    """Suspend a host, and write all that is its own into a file."""
+
+    name: str
+    to: str
+    """Absolute path: a file that is not there yet, or a folder."""
+
+
+class UnpackHost(_Message, frozen=True):
+    """Make a host of a pack. What is not given is as the pack or the machine has it."""
+
+    file: str
+    addresses: tuple[str, ...] = ()
+    context: str | None = None
+    link: str | None = None
+    gateways: tuple[str, ...] = ()
+    uplink: str | None = None
+    no_probe: bool = False
+    dry_run: bool = False
+    force: bool = False
+    """Also if the pack became a host here before."""
 
 
 class GetTally(_Message, frozen=True):
@@ -322,6 +347,8 @@ Request: TypeAlias = (
     | ChangeHost
     | ChangeAddresses
     | RenameHost
+    | PackHost
+    | UnpackHost
     | GetTally
     | ExplainHost
     | ApplyHosts
@@ -395,6 +422,24 @@ class Changed(_Message, frozen=True):
     """Answer to what changes a host: in words, and the steps of the network."""
 
     details: tuple[str, ...]
+    steps: tuple[str, ...]
+    changed: bool
+
+
+class Packed(_Message, frozen=True):
+    """Answer to PackHost."""
+
+    file: str
+    pack: str
+    files: int
+    octets: int
+
+
+class Unpacked(_Message, frozen=True):
+    """Answer to UnpackHost."""
+
+    host: str
+    addresses: tuple[str, ...]
     steps: tuple[str, ...]
     changed: bool
 
@@ -592,6 +637,8 @@ Answer: TypeAlias = (
     Status
     | Planned
     | Changed
+    | Packed
+    | Unpacked
     | Told
     | PathOf
     | Applied

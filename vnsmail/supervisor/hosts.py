@@ -137,7 +137,7 @@ class Hosts:
         """
         async with self.changing:
             actual = await self._network.observe(host_name(request.name))
-            host = self._resolved(request, actual)
+            host = self.resolved(request, actual)
             existing = {h.name: h for h in self._directory.hosts()}
             if existing.get(host.name) == host:
                 return control.Planned((), changed=False)
@@ -170,7 +170,7 @@ class Hosts:
                 await self._serve_new(host)
                 self._network.remade(())
             except BaseException:
-                await asyncio.shield(self._undo(host.name))
+                await asyncio.shield(self.undo(host.name))
                 raise
             log.info("host.created", host=host.name, context=host.context.value)
             return control.Planned(described, changed=True)
@@ -192,7 +192,9 @@ class Hosts:
             if request.dry_run:
                 return control.Planned(described, changed=False)
             # One half made or half destroyed has no mail that anybody waits for.
-            if host in existing and not request.discard_queue:
+            move = self._directory.move(host.name)
+            elsewhere = move is not None and move.finished
+            if host in existing and not request.discard_queue and not elsewhere:
                 await self._refuse_if_queued(host.name)
             self._directory.begin_destroy(host.name)
             await self._release(host.name)
@@ -363,7 +365,7 @@ class Hosts:
         except (ChannelClosed, NoAnswer):
             await self._services.serve_or_note(self.service(host))
 
-    async def _undo(self, name: HostName) -> None:
+    async def undo(self, name: HostName) -> None:
         """Take back a creation that failed; the first failure is the one to report."""
         try:
             self._directory.begin_destroy(name)
@@ -406,8 +408,12 @@ class Hosts:
                 "give --discard-queue",
             )
 
-    def _resolved(self, request: control.CreateHost, actual: Actual) -> VirtualHost:
-        """Return the host asked for, with the link of the machine it will use."""
+    def resolved(self, request: control.CreateHost, actual: Actual) -> VirtualHost:
+        """Return the host asked for, with the link of the machine it will use.
+
+        Raises:
+            BadInput: there cannot be such a host.
+        """
         name = host_name(request.name)
         addresses = tuple(SourceAddress.parse(text) for text in request.addresses)
         if not addresses:
@@ -485,7 +491,8 @@ class Hosts:
             ),
             secret=self._directory.secret(host.name),
             authentication=host.authentication.value,
-            suspended=host.suspended,
+            # What was packed may be somewhere else by now, whatever else is said.
+            suspended=host.suspended or self._directory.move(host.name) is not None,
             limits=host.limits,
             resolvers=tuple(map(str, host.resolvers)),
             certificates=self._certificates.serve(host),

@@ -97,9 +97,32 @@ class Lifecycle:
         if "addresses" in request.changes or "users" in request.changes:
             remedy = "use `vnsmail host address` and `vnsmail user` for these"
             raise BadInput("virtual host", request.name, remedy)
-        return await self._change(
-            host_name(request.name), request.changes, dry_run=request.dry_run
-        )
+        name = host_name(request.name)
+        if request.changes.get("suspended") is False and self._directory.move(name):
+            return await self._stay(name, request)
+        return await self._change(name, request.changes, dry_run=request.dry_run)
+
+    async def _stay(
+        self, name: HostName, request: control.ChangeHost
+    ) -> control.Changed:
+        """Have a host that was packed send and receive here again.
+
+        Raises:
+            BadInput: it was not said that it is nowhere else.
+        """
+        if not request.force:
+            remedy = (
+                "it was packed, and its mail would go twice if it was unpacked "
+                f"somewhere; `vnsmail host resume --force {name}` if it never will be"
+            )
+            raise BadInput("virtual host", name, remedy)
+        if request.dry_run:
+            return control.Changed(("moved yes → no",), (), changed=False)
+        self._directory.cancel_move(name)
+        log.warning("host.move_taken_back", host=name)
+        done = await self._change(name, request.changes, dry_run=False)
+        await self._hosts.refresh(name)
+        return control.Changed(("moved yes → no", *done.details), done.steps, True)
 
     async def change_addresses(
         self, request: control.ChangeAddresses

@@ -40,6 +40,7 @@ from vnsmail.supervisor.lifecycle import Lifecycle
 from vnsmail.supervisor.mending import Mending
 from vnsmail.supervisor.metrics import Metrics
 from vnsmail.supervisor.metrics_server import MetricsServer
+from vnsmail.supervisor.moving import Moving
 from vnsmail.supervisor.network import Network
 from vnsmail.supervisor.people import People
 from vnsmail.supervisor.privileges import NET_ADMIN, SYS_ADMIN, effective
@@ -152,6 +153,9 @@ class _Supervisor:
         self._mending = Mending(self._hosts.ward(), layout.instance, settings.network)
         self._lifecycle = Lifecycle(
             self._hosts, layout, directory, self._services, network
+        )
+        self._moving = Moving(
+            self._hosts, layout, directory, self._services, network, account
         )
         self._drops = Drops(
             layout,
@@ -266,6 +270,10 @@ class _Supervisor:
                 | control.ExplainHost()
             ):
                 return await self._lifecycle.handle(request)
+            case control.PackHost():
+                return await self._moving.pack(request)
+            case control.UnpackHost():
+                return await self._moving.unpack(request)
             case control.ApplyHosts():
                 return await self._hosts.apply(request)
             case control.GetProgress():
