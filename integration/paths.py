@@ -213,8 +213,8 @@ class Wire:
         return self._rows()[start:end]
 
     def _rows(self) -> list[tuple[str, ...]]:
-        fields = ("ip.src", "ipv6.src", "ip.dst", "ipv6.dst", "tcp.dstport")
-        fields += ("udp.dstport", "dns.qry.name")
+        fields: tuple[str, ...] = ("ip.src", "ipv6.src", "ip.dst", "ipv6.dst")
+        fields += ("tcp.dstport", "udp.dstport", "dns.qry.name")
         words = [word for field in fields for word in ("-e", field)]
         done = subprocess.run(
             ["tshark", "-r", str(self._file), "-T", "fields", *words],

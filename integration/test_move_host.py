@@ -39,7 +39,9 @@ class Other:
         root.mkdir()
         (root / "vnsmail.toml").write_text(SETTINGS)
 
-    def __call__(self, *words: str, check: bool = True) -> subprocess.CompletedProcess:
+    def __call__(
+        self, *words: str, check: bool = True
+    ) -> "subprocess.CompletedProcess[str]":
         code = "import sys; from vnsmail.cli.app import main; main()"
         words = ("--root", str(self.root), *words)
         done = self.lab.inside(
@@ -54,7 +56,9 @@ class Other:
         self.lab.inside("machine", "kill", "-9", str(pid))
         eventually(lambda: self("status", check=False).returncode == 3, "it ended")
 
-    def unpack(self, file: Path, *more: str, check: bool = True):
+    def unpack(
+        self, file: Path, *more: str, check: bool = True
+    ) -> "subprocess.CompletedProcess[str]":
         addresses = [
             w for a in ("10.77.0.61/24", "fd77::61/64") for w in ("--address", a)
         ]

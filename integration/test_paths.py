@@ -1,5 +1,7 @@
 """Each path of each host, in each family: its packets have its address, or there are none."""
 
+from functools import partial
+
 import pytest
 
 from integration.labs import Lab, eventually
@@ -16,15 +18,19 @@ def scene(tmp_path_factory):
     """Everything that hosts send has been tried; what cannot leave is queued."""
     folder = tmp_path_factory.mktemp("paths")
     lab = Lab(folder / "root", hosts=0)
-    found = None
     try:
         found = Scene(lab, folder)
-        _act(found)
-        yield found
-    finally:
-        if found:
+        try:
+            _act(found)
+            yield found
+        finally:
             found.close()
+    finally:
         lab.stop()
+
+
+def _all_wait(scene, place, recipients):
+    return recipients <= set(scene.waiting(place))
 
 
 def _act(scene):
@@ -34,7 +40,7 @@ def _act(scene):
         scene.send(place)
     for place in PLACES.values():
         ours = {recipient(place, f, "warning") for f in place.families}
-        eventually(lambda p=place, o=ours: o <= set(scene.waiting(p)), "warnings", 90)
+        eventually(partial(_all_wait, scene, place, ours), "warnings", 90)
     scene.turn("take")
     scene.run_programs(*PLACES.values())
     scene.doctor()
