@@ -82,6 +82,7 @@ def test_the_defaults_are_the_documented_ones():
         if key not in {
             "machine.name",
             "delivery.tls",
+            "worker.count",
             "dns.servers",
             "dns.trusted",
             "authentication.trusted_sealers",
@@ -401,3 +402,11 @@ def test_where_metrics_are_told(file, text):
 def test_where_metrics_cannot_be_told(file, text):
     """Everybody's addresses above all."""
     assert "metrics.listen" == problem(file, f'[metrics]\nlisten = "{text}"\n')[0]
+
+
+@pytest.mark.parametrize(("processors", "workers"), [(1, 1), (2, 2), (64, 8)])
+def test_a_worker_for_each_processor(monkeypatch, processors, workers):
+    """Unless the file says otherwise; many processors are no reason for any number."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)))
+
+    assert workers == Settings().worker.count

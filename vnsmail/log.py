@@ -6,6 +6,7 @@ credentials.
 """
 
 import sys
+from datetime import UTC, datetime
 from typing import cast
 
 import msgspec
@@ -17,29 +18,23 @@ _encode = msgspec.json.Encoder(enc_hook=repr).encode
 def configure(*, process: str) -> None:
     """Send this process's events to stderr, each with the name of the process."""
 
-    def name_process(
-        _: object, __: str, event: structlog.typing.EventDict
-    ) -> structlog.typing.EventDict:
+    def line(_: object, level: str, event: structlog.typing.EventDict) -> str:
+        # One step instead of structlog's five: an event is written for each message.
         event["process"] = process
-        return event
+        event["level"] = "error" if level == "exception" else level
+        event["time"] = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        if event.get("exc_info"):
+            event = with_traceback(_, level, event)
+        return _encode(event).decode()
+
+    with_traceback = structlog.processors.format_exc_info
 
     structlog.configure(
-        processors=[
-            name_process,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(_to_json),
-        ],
+        processors=[line],
         wrapper_class=structlog.make_filtering_bound_logger(20),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-
-
-def _to_json(event: object, **_: object) -> str:
-    # An event is written for each message; json.dumps takes five times as long.
-    return _encode(event).decode()
 
 
 def logger(name: str) -> structlog.typing.FilteringBoundLogger:

@@ -20,6 +20,7 @@ another kind than the key has: ``port = "25"`` or ``count = true`` was not thoug
 
 import hashlib
 import ipaddress
+import os
 import re
 import socket
 import tomllib
@@ -187,10 +188,20 @@ class MachineSettings(_Table):
     """Name the machine gives in EHLO; the default asks the system."""
 
 
+MOST_WORKERS = 8
+"""Workers unless the file says otherwise; each takes some 60 MiB."""
+
+
+def _processors() -> int:
+    """Return the processors that this process may use, up to MOST_WORKERS."""
+    return min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+
+
 class WorkerSettings(_Table):
     """[worker]: the unprivileged processes that own virtual hosts."""
 
-    count: Number = Field(default=1, ge=1, le=64)
+    count: Number = Field(default_factory=_processors, ge=1, le=64)
+    """Each host is one worker's; a new one goes to the worker with the fewest."""
     user: str = "vnsmail"
     """Account (name or number) the workers run as; only root can change to it."""
 

@@ -3,7 +3,6 @@
 Rules of this file: it only counts; what was admitted must leave.
 """
 
-from collections import Counter
 from typing import Generic, TypeVar
 
 from vnsmail.smtp.replies import Reply
@@ -26,24 +25,24 @@ class Admission(Generic[Peer]):
     """Counts the sessions of one owner, and those of each peer among them."""
 
     def __init__(self) -> None:
-        self._peers: Counter[Peer] = Counter()
-
-    @property
-    def sessions(self) -> int:
+        self._peers: dict[Peer, int] = {}
+        self.sessions = 0
         """Sessions that were admitted and have not left."""
-        return self._peers.total()
 
     def admit(self, peer: Peer, most: int, most_of_peer: int) -> Reply | None:
         """Count one session more; or return the reply that turns it away."""
         if self.sessions >= most:
             return TOO_MANY
-        if self._peers[peer] >= most_of_peer:
+        of_peer = self._peers.get(peer, 0)
+        if of_peer >= most_of_peer:
             return TOO_MANY_OF_YOURS
-        self._peers[peer] += 1
+        self._peers[peer] = of_peer + 1
+        self.sessions += 1
         return None
 
     def leave(self, peer: Peer) -> None:
         """Count a session less that was admitted."""
-        self._peers[peer] -= 1
-        if not self._peers[peer]:
-            del self._peers[peer]
+        left = self._peers.pop(peer) - 1
+        if left:
+            self._peers[peer] = left
+        self.sessions -= 1

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Executor
+from functools import lru_cache
 
 from vnsmail.events.record import Tell, untold
 from vnsmail.inbound.session import MX, Receiver
@@ -185,8 +186,13 @@ def _address(peer: object) -> IPAddress | None:
     """Return the IP address in what accept(2) said of a peer; None for a Unix socket."""
     if not isinstance(peer, tuple) or not peer:
         return None
+    return _address_of(str(peer[0]))
+
+
+@lru_cache(maxsize=1024)
+def _address_of(text: str) -> IPAddress:
     # A zone names a link of this machine, which is nothing to tell a remote.
-    address = ipaddress.ip_address(str(peer[0]).partition("%")[0])
+    address = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         return address.ipv4_mapped
     return address

@@ -17,7 +17,8 @@ remote alike.
 """
 
 import asyncio
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, cast
 
 from vnsmail.inbound.deadline import Deadline
 from vnsmail.inbound.keeping import (
@@ -147,10 +148,11 @@ class Receiver(asyncio.Protocol):
             self._pump()
 
     def data_received(self, data: bytes) -> None:
-        if self._session.in_body:
+        session = self._session
+        if session.in_body:
             self._deadline.came(len(data))
         if self._proxy is None and self._tls is None:
-            self._session.receive_data(data)
+            session.receive_data(data)
             self._pump()
         else:
             self._take_wrapped(data)
@@ -253,17 +255,19 @@ class Receiver(asyncio.Protocol):
 
     def _pump(self) -> None:
         """Do all that can be done now, and write what is to be said."""
-        session = self._session
-        while not self._lost and (event := session.next_event()) is not None:
-            self._on(event)
+        # One write for all that one read brought about.
+        next_event, handlers = self._session.next_event, self._HANDLERS
+        while not self._lost and (event := next_event()) is not None:
+            handlers[type(event)](self, event)
         self._flush()
 
     def _flush(self) -> None:
         transport = self._transport
         if transport is None or self._lost or transport.is_closing():
             return
-        data = self._session.data_to_send()
-        closing = self._session.closing
+        session = self._session
+        data = session.data_to_send()
+        closing = session.closing
         if data:
             self._deadline.restart(self._shared.facts.command_timeout)
         if self._tls is not None:
@@ -279,7 +283,7 @@ class Receiver(asyncio.Protocol):
             self._deadline.restart(LINGER)
             transport.close()
             return
-        if self._session.starting_tls and self._tls is None:
+        if session.starting_tls and self._tls is None:
             self._start_tls()
         self._regulate()
 
@@ -327,54 +331,34 @@ class Receiver(asyncio.Protocol):
 
     # What the session says -------------------------------------------------------------
 
-    def _on(self, event: Event) -> None:
-        match event:
-            case BodyReceived(data):
-                if self._transaction.spool is not None:
-                    self._transaction.spool.add(data)
-            case RecipientRequested():
-                self._answer_recipient(event)
-            case MailRequested():
-                self._answer_sender(event)
-            case DataRequested():
-                shared = self._shared
-                self._transaction.spool = Spool(
-                    shared.facts.folder,
-                    shared.executor,
-                    self._regulate,
-                    completion(self._client, shared.facts.name, shared.clock()),
-                )
-                self._session.accept()
-            case MessageReceived():
-                self._ours = True
-                transaction, self._transaction = self._transaction, Transaction()
-                self._shared.start(self._answer_message(event, transaction))
-            case TransactionAborted():
-                self._abandon()
-            case _:
-                self._on_session(event)
+    def _add(self, event: BodyReceived) -> None:
+        if self._transaction.spool is not None:
+            self._transaction.spool.add(event.data)
 
-    def _on_session(self, event: Event) -> None:
-        """What is not about a message."""
-        match event:
-            case Connected():
-                self._answer_client()
-            case TlsRequested():
-                tls = self._shared.facts.tls
-                if tls is None or tls.context is None:
-                    self._session.reject(NO_TLS)
-                else:
-                    self._session.accept()
-            case AuthRequested(mechanism, initial):
-                self._answer_auth(mechanism, initial)
-            case AuthResponse(data):
-                self._go_on_signing_in(data)
-            case AuthAborted():
-                self._sign_in = None
-            case SessionEnded():
-                self._abandon()
-            case _:
-                pass
+    def _answer_data(self, _: DataRequested) -> None:
+        shared = self._shared
+        self._transaction.spool = Spool(
+            shared.facts.folder,
+            shared.executor,
+            self._regulate,
+            completion(self._client, shared.facts.name, shared.clock()),
+        )
+        self._session.accept()
+
+    def _received(self, event: MessageReceived) -> None:
+        self._ours = True
+        transaction, self._transaction = self._transaction, Transaction()
+        self._shared.start(self._answer_message(event, transaction))
+
+    def _answer_tls(self, _: TlsRequested) -> None:
+        tls = self._shared.facts.tls
+        if tls is None or tls.context is None:
+            self._session.reject(NO_TLS)
+        else:
+            self._session.accept()
+
+    def _auth_aborted(self, _: AuthAborted) -> None:
+        self._sign_in = None
 
     def _abandon(self) -> None:
         """Throw away the transaction; a message that is being kept is none any more."""
@@ -478,14 +462,14 @@ class Receiver(asyncio.Protocol):
 
     # Signing in --------------------------------------------------------------------------
 
-    def _answer_auth(self, mechanism: str, initial: bytes | None) -> None:
+    def _answer_auth(self, event: AuthRequested) -> None:
         self._client.helo = self._session.helo_name
-        sign_in = self._rules.sign_in(self._client, mechanism)
+        sign_in = self._rules.sign_in(self._client, event.mechanism)
         if isinstance(sign_in, Reply):
             self._session.reject(sign_in)
         else:
             self._sign_in = sign_in
-            self._go_on_signing_in(initial)
+            self._go_on_signing_in(event.initial)
 
     def _go_on_signing_in(self, response: bytes | None) -> None:
         self._ours = True
@@ -541,3 +525,19 @@ class Receiver(asyncio.Protocol):
         if self._winding_up:
             self._session.shutdown()
         self._pump()
+
+    _HANDLERS: ClassVar[Mapping[type[Event], Callable[["Receiver", Any], None]]] = {
+        Connected: lambda self, _: self._answer_client(),
+        TlsRequested: _answer_tls,
+        AuthRequested: _answer_auth,
+        AuthResponse: lambda self, event: self._go_on_signing_in(event.data),
+        AuthAborted: _auth_aborted,
+        MailRequested: _answer_sender,
+        RecipientRequested: _answer_recipient,
+        DataRequested: _answer_data,
+        BodyReceived: _add,
+        MessageReceived: _received,
+        TransactionAborted: lambda self, _: self._abandon(),
+        SessionEnded: lambda self, _: self._abandon(),
+    }
+    """What is done about each event."""

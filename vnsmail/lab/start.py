@@ -36,6 +36,7 @@ SETTINGS = """\
 name = "{machine}"
 
 [worker]
+count = 1
 user = "{worker}"
 
 [queue]

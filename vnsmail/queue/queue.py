@@ -136,7 +136,8 @@ class Queue:
             AlreadyQueued: so it was.
             QueueUnavailable: it is not in the queue; the disk is full, say.
         """
-        await self._sync_bodies([body])
+        if body.file is not None:
+            await self._sync_bodies([body])
         await self._change(Accept(envelope, body, token))
 
     async def settle(
@@ -372,7 +373,7 @@ class Queue:
         while self._changes and len(batch) < BATCH_CHANGES and size < BATCH_BYTES:
             change, waiter = self._changes.popleft()
             batch.append((change, waiter))
-            size += sum(len(accept.body.head) for accept in accepts([change]))
+            size += _octets(change)
         return batch
 
     def _carry_out(self, trip: _Trip) -> Results:
@@ -424,6 +425,13 @@ def _give_back_soon(loop: asyncio.AbstractEventLoop, executor: Executor) -> None
             _ = loop.run_in_executor(executor, database.give_back_memory)
 
     _giving_back = loop, loop.call_later(GIVE_BACK_AFTER, give_back)
+
+
+def _octets(change: Change) -> int:
+    """Return the octets of bodies in rows that a change adds."""
+    if isinstance(change, Accept):
+        return len(change.body.head)
+    return sum(len(accept.body.head) for accept in change.accept)
 
 
 def _pass_on(waiter: asyncio.Future[None], done: asyncio.Future[None]) -> None:

@@ -311,9 +311,10 @@ class QueueStore:
     def _take_in(self, changes: Sequence[Change]) -> list[VnsmailError | None]:
         """Give every body file its durable name; returns the error of each change."""
         errors: list[VnsmailError | None] = [None] * len(changes)
+        room = self._room(changes)
         for i, change in enumerate(changes):
             try:
-                self._keep_reserve(change)
+                self._keep_reserve(change, room)
                 for accept in accepts([change]):
                     self._move_in(accept)
             except Refused as refused:
@@ -330,11 +331,25 @@ class QueueStore:
                 self._drop(change)
         return errors
 
-    def _keep_reserve(self, change: Change) -> None:
+    def _room(self, changes: Sequence[Change]) -> int | OSError:
+        """Return the bytes that the disk has left, asked once for all changes.
+
+        What one batch may add is less than the reserve (BATCH_BYTES in queue.py).
+        """
+        if not any(isinstance(change, Accept) for change in changes):
+            return RESERVE
+        try:
+            disk = os.statvfs(self._folder)
+        except OSError as error:
+            return error
+        return disk.f_bavail * disk.f_frsize
+
+    def _keep_reserve(self, change: Change, room: int | OSError) -> None:
         if not isinstance(change, Accept):
             return
-        disk = os.statvfs(self._folder)
-        if disk.f_bavail * disk.f_frsize < RESERVE:
+        if isinstance(room, OSError):
+            raise room
+        if room < RESERVE:
             problem = f"its disk has less than {RESERVE >> 20} MiB left"
             raise Refused(QueueUnavailable(str(self._folder), problem))
 

@@ -14,11 +14,16 @@ _END = b"\r\n.\r\n"
 
 
 class BodyDecoder:
-    """Finds the end of a body and undoes dot-stuffing, block by block."""
+    """Finds the end of a body and undoes dot-stuffing, block by block.
 
-    def __init__(self) -> None:
+    Args:
+        looked_at: somebody else looks for bare newlines in what is given out.
+    """
+
+    def __init__(self, *, looked_at: bool = False) -> None:
         self.bare_newline = False
-        """Whether there was a CR or LF alone so far."""
+        """Whether there was a CR or LF alone so far; not set if looked at elsewhere."""
+        self._looked_at = looked_at
         # The CRLF of the DATA command is the one in front of the first line. It is not
         # part of the body: the first two bytes are not given out.
         self._held = b"\r\n"
@@ -43,7 +48,7 @@ class BodyDecoder:
             self._held = data[len(data) - held :]
         if not block:
             return b"", False, b""
-        if has_bare_newline(block):
+        if not self._looked_at and has_bare_newline(block):
             self.bare_newline = True
         block = block.replace(b"\r\n.", b"\r\n")
         if self._virtual:

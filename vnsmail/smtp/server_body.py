@@ -19,7 +19,7 @@ class BodyIntake:
 
     def __init__(self, limit: int, *, seven_bit: bool) -> None:
         self._check = ContentCheck(limit, seven_bit=seven_bit)
-        self._decoder = BodyDecoder()
+        self._decoder = BodyDecoder(looked_at=True)
         self._limit = limit
         self._held = b""
         """A CR at the end of a chunk; its LF may be the next one's first octet."""

@@ -25,6 +25,10 @@ from vnsmail.smtp.server_states import IN_TRANSACTION, State
 
 _IN_BODY = {State.BODY, State.CHUNK}
 
+# What stands where no transaction is; neither is ever fed.
+_NO_MAIL = said.Mail(None)
+_NO_BODY = BodyIntake(0, seven_bit=False)
+
 
 class SessionCore:
     """State, input and output of one session."""
@@ -54,13 +58,13 @@ class SessionCore:
         """The open question was returned by next_event()."""
         self._farewell: Reply | None = None
         self._errors = 0
-        self._mail = said.Mail(None)
+        self._mail = _NO_MAIL
         self._mail_refused = False
         """The last transaction that was asked for did not begin."""
         self._recipients = 0
         self._refused_recipients = 0
         self._failed_auth = 0
-        self._body = BodyIntake(0, seven_bit=False)
+        self._body = _NO_BODY
         self._chunk: said.Bdat | None = None
         """The chunk that begins, or is coming."""
         self._chunk_left = 0
@@ -120,8 +124,11 @@ class SessionCore:
 
     def data_to_send(self) -> bytes:
         """Return what is to be written, and forget it."""
-        data = b"".join(self._output)
-        self._output.clear()
+        output = self._output
+        if not output:
+            return b""
+        data = output[0] if len(output) == 1 else b"".join(output)
+        output.clear()
         return data
 
     def next_event(self) -> Event | None:
