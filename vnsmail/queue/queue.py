@@ -431,7 +431,7 @@ def _octets(change: Change) -> int:
     """Return the octets of bodies in rows that a change adds."""
     if isinstance(change, Accept):
         return len(change.body.head)
-    return sum(len(accept.body.head) for accept in change.accept)
+    return sum(len(accept.body.head) for accept in accepts([change]))
 
 
 def _pass_on(waiter: asyncio.Future[None], done: asyncio.Future[None]) -> None:
