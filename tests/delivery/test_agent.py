@@ -952,6 +952,7 @@ async def test_the_queue_cannot_be_read(post, monkeypatch):
     post.queue.due_errors.extend([error] * 2)
     await post.queue.accept(envelope(BOB), Body(MESSAGE))
     async with running(post):
+        await until(lambda: post.agent.problem)
         assert str(error) == post.agent.problem
         await post.queue.empty()
         assert "" == post.agent.problem
