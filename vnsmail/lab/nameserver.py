@@ -46,6 +46,9 @@ MAX_UDP = 1232
 """Bytes; more is asked again over TCP."""
 ZONE = "lab.zone"
 """File in the root with further records, a line each: name, type, value."""
+AUTHENTIC = ";authentic"
+"""A line of that file: answers say that DNSSEC vouches for them, to who asks for it (RFC
+6840 section 5.7), as those of a validating server do."""
 TCP_PATIENCE = 10.0
 """Seconds a TCP client may be silent."""
 
@@ -175,7 +178,11 @@ class NameServer:
         try:
             with open_to_read(self._root.directory_db) as directory:
                 hosts = directory.hosts()
-            response = records(hosts, self._further(hosts)).answer(question)
+            further = self._further(hosts)
+            response = records(hosts, further).answer(question)
+            asked_for = dns.flags.AD in dns.flags.Flag(question.flags)
+            if asked_for and AUTHENTIC in further.splitlines():
+                response.flags |= dns.flags.AD
         except VnsmailError:
             response = dns.message.make_response(question)
             response.set_rcode(dns.rcode.SERVFAIL)
