@@ -62,9 +62,9 @@ CASES = {
         "no user of a virtual host has this address",
     ),
     "a recipient that is none": (
-        ("send", "--as", "user@alpha.example", "--to", "nobody", "--text", "x"),
+        ("send", "--as", "user@alpha.example", "--to", "nobody@", "--text", "x"),
         2,
-        "nobody",
+        "nobody@",
     ),
     "a file that is not there": (
         ("send", "--machine", "--to", "a@north.example", "--file", "/nowhere"),
