@@ -28,7 +28,7 @@ def test_delivery_between_hosts_goes_over_the_network(lab):
     assert mail.startswith(b"Return-Path: <user@alpha.example>\r\n")
     received = " ".join(message.get_all("Received", [])[0].split())
     assert received.startswith(
-        "from alpha.example (alpha.example [IPv6:fd77::11]) by beta.example with ESMTP id"
+        "from alpha.example (alpha.example [IPv6:fd77::11]) by beta.example with ESMTPS (TLSv1."
     )
     assert "Grüße\n" == message.get_content().replace("\r\n", "\n")
     assert "user@alpha.example" == message["From"].addresses[0].addr_spec
