@@ -722,6 +722,28 @@ async def test_one_notice_for_one_attempt(post):
         )
 
 
+async def test_a_failure_holds_up_no_retry(post):
+    """While a slow domain is waited for, recipients elsewhere are tried again."""
+    post.dns.hosts["c.example"] = ["127.0.0.4"]
+    post.remote.says("RCPT dan@d.example", "550 5.1.1 no such user")
+    post.remote.says(f"RCPT {BOB}", "451 4.7.1 greylisted", "250 ok")
+    slow = Remote("127.0.0.4", post.remote.port)
+    slow.held["RCPT"] = asyncio.Event()
+    async with slow, running(post):
+        await post.send("eve@c.example", "dan@d.example", BOB)
+        await post.queue.until_settled(1)
+        assert {BOB: "deferred"} == verdicts(post.queue.settled[0][1])
+        post.forward(300)
+        taken = post.remote.messages
+        await post.remote.until(lambda: [BOB] in [each.recipients for each in taken])
+        assert [] == slow.messages
+        slow.held["RCPT"].set()
+        await post.queue.empty()
+
+    assert [["eve@c.example"]] == [arrived.recipients for arrived in slow.messages]
+    assert 1 == [each.recipients for each in taken].count([BOB])
+
+
 async def test_failed_and_deferred(post):
     """Each recipient of one domain goes its own way."""
     post.remote.says(f"RCPT {BOB}", "550 5.1.1 no such user")
