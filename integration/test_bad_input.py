@@ -61,6 +61,11 @@ CASES = {
         2,
         "no user of a virtual host has this address",
     ),
+    "a recipient without a domain": (
+        ("send", "--as", "user@alpha.example", "--to", "nobody", "--text", "x"),
+        2,
+        "recipient 'nobody': write it as",
+    ),
     "a recipient that is none": (
         ("send", "--as", "user@alpha.example", "--to", "nobody@", "--text", "x"),
         2,

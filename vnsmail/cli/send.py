@@ -57,6 +57,10 @@ def send(
     """Queue a message. It is durable when this returns, and leaves by itself."""
     if sender is None and not machine:
         raise BadInput("sender", "", "give --as USER@HOST, or --machine")
+    for each in to:
+        # The sendmail command completes such a name; here it is more likely a slip.
+        if "@" not in each:
+            raise BadInput("recipient", each, "write it as ann@example.net")
     first = Priority.parse(priority)
     with _opened(file, subject, text) as message:
         request = control.Send(sender or "", tuple(to), machine=machine, priority=first)
