@@ -102,8 +102,6 @@ def said(event: Event) -> str:  # noqa: PLR0911  one line an event, like a table
             return reason
         case record.Deleted(recipients=recipients):
             return ", ".join(recipients)
-        case record.Moved(to_host=host):
-            return f"to {host}"
         case record.Delayed():
             return "the sender is told that it is late"
         case record.Withdrawn():
@@ -127,7 +125,6 @@ def _accepted(event: Accepted) -> str:
         f"from {peer}" if peer else "",
         f"HELO {event.helo}" if event.helo else "",
         event.tls,
-        f"moved from {event.from_host}" if event.from_host else "",
         f"<{event.sender}> to {', '.join(event.recipients)}",
         size,
     ]

@@ -433,7 +433,9 @@ class Traffic:
         """A flight is over."""
         record, lane = flight.record, flight.lane
         self.count -= 1
-        if record.flying and any(destination(to) == lane.name for to in record.failures):
+        if record.flying and any(
+            destination(to) == lane.name for to in record.failures
+        ):
             # On disk they are still due. Lanes without one may go on with a retry.
             record.waiting.append(lane)
         else:

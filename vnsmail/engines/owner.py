@@ -516,7 +516,6 @@ class OwnerService:
         about: str = "",
         user: str = "",
         uid: int | None = None,
-        from_host: str = "",
     ) -> None:
         """Tell the event log of a message that did not come by SMTP."""
         self._tell(
@@ -532,7 +531,6 @@ class OwnerService:
                 user=user,
                 uid=uid,
                 about=about,
-                from_host=from_host,
             )
         )
 

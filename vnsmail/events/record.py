@@ -47,7 +47,7 @@ class Accepted(
     """A message is on disk, and whoever brought it was told so."""
 
     via: str
-    """``mx``, ``submission``, ``local``, ``notice``, ``forward`` or ``move``."""
+    """``mx``, ``submission``, ``local``, ``notice`` or ``forward``."""
     sender: str
     recipients: tuple[str, ...]
     recipient_count: int
@@ -65,8 +65,6 @@ class Accepted(
     """Who ran the local command."""
     about: str = ""
     """Queue id of the message that this one is a notice, copy or continuation of."""
-    from_host: str = ""
-    """Whose queue it was moved from."""
 
 
 class _Attempt(_OfMessage, frozen=True, kw_only=True, omit_defaults=True):
@@ -155,12 +153,6 @@ class Deleted(_OfMessage, frozen=True, kw_only=True, omit_defaults=True, tag="de
     recipient_count: int
 
 
-class Moved(_OfMessage, frozen=True, kw_only=True, omit_defaults=True, tag="moved"):
-    """An operator moved it to another host's queue."""
-
-    to_host: str
-
-
 class SourceMissing(
     _Event, frozen=True, kw_only=True, omit_defaults=True, tag="source_missing"
 ):
@@ -197,7 +189,6 @@ Event: TypeAlias = (
     | Held
     | Released
     | Deleted
-    | Moved
     | SourceMissing
     | SourceBack
     | Lost

@@ -65,8 +65,6 @@ class Life:
                 self.ended.add(event.recipient)
             case record.Deleted():
                 self.ended |= set(event.recipients)
-            case record.Moved():
-                self.expected = 0
             case _:
                 return
         if self.expected is not None and len(self.ended) >= self.expected:
