@@ -120,13 +120,14 @@ def nodemailer(tmp_path_factory):
     if shutil.which("npm") is None or shutil.which("node") is None:
         pytest.skip("npm is not installed")
     words = ("--silent", "--no-audit", "--no-fund", "--prefix", str(folder))
-    done = subprocess.run(
-        ["npm", "install", *words, "nodemailer"],
-        capture_output=True,
-        timeout=50,
-        check=False,
-    )
-    if done.returncode:
+    try:
+        subprocess.run(
+            ["npm", "install", *words, "nodemailer"],
+            capture_output=True,
+            timeout=50,
+            check=True,
+        )
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
         pytest.skip("npm does not find nodemailer")
     return folder / "node_modules"
 

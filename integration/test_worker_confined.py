@@ -371,7 +371,8 @@ def test_a_worker_sees_its_folder_and_nothing_beside_it(tmp_path):
         # The test's own folder, which only root may pass, is covered with all in it.
         assert [[], ["hosts"], ["state"], []] == worker.told()
         assert ["EROFS", "EROFS"] == worker.told()
-        assert "EROFS" == worker.told()
+        # Mounted read-only, or root's, by where this Python lies.
+        assert worker.told() in {"EROFS", "EACCES"}
         assert "written" == worker.told()
         assert "written" == (hosts / "alpha.example" / "b").read_text()
         assert NOBODY == (hosts / "alpha.example" / "b").stat().st_uid

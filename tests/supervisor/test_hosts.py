@@ -432,7 +432,7 @@ async def killed_in(root, monkeypatch, request):
     async def no_more_words(*_):
         raise Killed
 
-    monkeypatch.setattr(root.hosts, "_undo", no_more_words)
+    monkeypatch.setattr(root.hosts, "undo", no_more_words)
     change = (
         root.hosts.create if isinstance(request, CreateHost) else root.hosts.destroy
     )

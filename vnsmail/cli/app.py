@@ -136,6 +136,8 @@ def main() -> None:
         code = app(
             args=root_first(sys.argv[1:]), prog_name="vnsmail", standalone_mode=False
         )
+        # Else a reader that left is noticed at exit, too late to be silent about.
+        sys.stdout.flush()
         # What a command returns is None; a number is that of typer.Exit.
         sys.exit(code)
     except TyperException as error:

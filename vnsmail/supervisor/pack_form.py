@@ -40,6 +40,7 @@ class BadPack(BadInput):
 
     def __init__(self, file: str, problem: str) -> None:
         super().__init__("pack", file, f"{problem}; nothing was changed")
+        self.args = (file, problem)  # what it is made of again in another process
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
