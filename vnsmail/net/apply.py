@@ -90,9 +90,10 @@ def _perform(
     place: namespaces.Place, steps: Sequence[Step], instance: str
 ) -> dict[str, int]:
     with Performer(place, instance) as performer:
-        for (where, way), group in itertools.groupby(steps, key=_way):
-            way(performer, where, list(group))
-        performer.tell_neighbours()
+        with performer.kept_apart(steps):
+            for (where, way), group in itertools.groupby(steps, key=_way):
+                way(performer, where, list(group))
+            performer.tell_neighbours()
         return performer.made
 
 
@@ -112,6 +113,8 @@ class Performer:
         self._changed: dict[str, None] = {}
         self._joined: dict[str, str] = {}
         """Ports that were made now, on bridges, each with its remark."""
+        self._many = False
+        """More ports come at once than may hear each other."""
         self.made: dict[str, int] = {}
         """Namespaces that are ours for certain, and which they are."""
 
@@ -123,6 +126,24 @@ class Performer:
         self._leave()
 
     # Many at once ----------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def kept_apart(self, steps: Iterable[Step]) -> Iterator[None]:
+        """Keep ports that come at once from hearing each other until all are there.
+
+        A bridge passes what a new host says (its groups, its addresses) on to all its
+        ports: a thousand hosts that come at once would hear a million packets. None of
+        them has known another before. Should it end in between, the plan finds those
+        ports by their remark.
+        """
+        self._many = sum(isinstance(step, SetPortUp) for step in steps) > FEW
+        try:
+            yield
+        finally:
+            if self._many:
+                ports = [(port, said) for port, said in self._joined.items() if said]
+                ask = requests.port_apart
+                self._machine.change([ask(p, said, apart=False) for p, said in ports])
 
     def change(self, where: str, steps: Sequence[Step]) -> None:
         """Perform steps of one place that are a message each."""
@@ -284,7 +305,11 @@ class Performer:
         remark = names.remark(self._instance, step.host)
         if self._remark_of(step.port).endswith(names.ARRIVING):
             self._machine.do(requests.port_apart(step.port, remark, apart=False))
-        self._machine.do(requests.port_up(step.port, remark))
+        if self._many and step.port in self._joined:
+            self._machine.do(requests.port_apart(step.port, remark, apart=True))
+            self._machine.do(requests.port_up(step.port, remark + names.ARRIVING))
+        else:
+            self._machine.do(requests.port_up(step.port, remark))
         if step.port in self._joined:
             self._joined[step.port] = remark
 
@@ -316,26 +341,7 @@ class Performer:
         The kernel does so when a link comes up, which is too early: a bridge takes
         nothing from a new port before it has heard of its carrier, a moment later. It
         does so too when a link is given a hardware address, be it the one it has.
-
-        A bridge passes each announcement on to all its ports: a thousand hosts that
-        come at once would hear a million. None of them has known another before, so
-        they are kept apart from each other meanwhile. Should it end here, the plan
-        finds those ports by their remark.
         """
-        with self._apart() if len(self._joined) > FEW else contextlib.nullcontext():
-            self._announce()
-
-    @contextlib.contextmanager
-    def _apart(self) -> Iterator[None]:
-        ports = {port: remark for port, remark in self._joined.items() if remark}
-        ask = requests.port_apart
-        self._machine.change([ask(p, r, apart=True) for p, r in ports.items()])
-        try:
-            yield
-        finally:
-            self._machine.change([ask(p, r, apart=False) for p, r in ports.items()])
-
-    def _announce(self) -> None:
         for where in self._changed:
             with contextlib.suppress(OSError):
                 kernel = self._kernel(where)
