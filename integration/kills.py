@@ -210,7 +210,11 @@ def kill(lab: Lab, victim: str, account: Account) -> None:
     os.kill(pid, signal.SIGKILL)
     account.kills.append(Kill(victim, time.time()))
     if victim == "supervisor":
-        eventually(lambda: not pids(lab), "its children have ended with it", 60)
+        try:
+            eventually(lambda: not pids(lab), "its children have ended with it", 60)
+        except AssertionError:
+            left = [(pid, words) for pid, _, words in _processes(lab)]
+            raise AssertionError((pid, left, lab.log()[-5000:])) from None
         lab.up()
 
 
