@@ -32,6 +32,7 @@ from vnsmail.supervisor import control
 from vnsmail.supervisor import main as module
 from vnsmail.supervisor.folders import lock, prepare
 from vnsmail.supervisor.main import check, resolvers, run
+from vnsmail.supervisor.notify import Manager
 from vnsmail.supervisor.privileges import NET_ADMIN, SYS_ADMIN
 
 SETTINGS = Settings(machine=MachineSettings(name="box.example"))
@@ -184,7 +185,7 @@ async def supervisor(root, monkeypatch):
     World().install(monkeypatch)
     prepare(root)
     directory = Directory(root.directory_db)
-    yield module._Supervisor(root, SETTINGS, None, directory)
+    yield module._Supervisor(root, SETTINGS, None, directory, Manager())
     directory.close()
 
 

@@ -42,6 +42,7 @@ from vnsmail.supervisor.metrics import Metrics
 from vnsmail.supervisor.metrics_server import MetricsServer
 from vnsmail.supervisor.moving import Moving
 from vnsmail.supervisor.network import Network
+from vnsmail.supervisor.notify import Manager, manager
 from vnsmail.supervisor.people import People
 from vnsmail.supervisor.privileges import NET_ADMIN, SYS_ADMIN, effective
 from vnsmail.supervisor.services import MACHINE_WORKER, Services
@@ -85,11 +86,13 @@ def run(layout: Layout, settings: Settings, ready: Callable[[], None]) -> None:
         VnsmailError: it cannot start; everything started is ended again.
     """
     account = check(layout, settings)
+    told = manager()
     with lock(layout):
         logging.configure(process="supervisor")
         directory = Directory(layout.directory_db)
         try:
-            asyncio.run(_Supervisor(layout, settings, account, directory).run(ready))
+            supervisor = _Supervisor(layout, settings, account, directory, told)
+            asyncio.run(supervisor.run(ready))
         except BaseExceptionGroup as group:
             raise _cause(group) from None
         finally:
@@ -134,10 +137,12 @@ class _Supervisor:
         settings: Settings,
         account: Account | None,
         directory: Directory,
+        told: Manager,
     ) -> None:
         self._layout = layout
         self._settings = settings
         self._account = account
+        self._manager = told
         self._directory = directory
         where = event_file(layout, settings)
         self._events = EventFile(where) if where is not None else None
@@ -201,7 +206,8 @@ class _Supervisor:
             with control_server.listen(self._layout) as sock:
                 await self._drops.prepare()
                 with drop_server.listen(self._layout) as drop_sock:
-                    await self._run(sock, drop_sock, ready)
+                    async with self._manager.watched():
+                        await self._run(sock, drop_sock, ready)
         if self._events is not None:
             await asyncio.to_thread(self._events.close)
         log.info("supervisor.ended")
@@ -229,6 +235,7 @@ class _Supervisor:
                 for task in beside:
                     task.cancel()
             finally:
+                self._manager.stopping()
                 sock.close()
                 drop_sock.close()
                 self._services.stop()
@@ -248,6 +255,9 @@ class _Supervisor:
         await self._services.serve_or_note(machine)
         await self._hosts.serve_all()
         log.info("supervisor.ready", root=str(self._layout.state), pid=os.getpid())
+        broken = len(self._hosts.broken)
+        served = f"{len(self._services.owners())} owners served"
+        self._manager.ready(f"{served}, {broken} hosts not" if broken else served)
         ready()
 
     # Requests ----------------------------------------------------------------
