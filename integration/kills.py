@@ -159,27 +159,36 @@ class Load:
 
 def pids(lab: Lab) -> dict[str, int]:
     """Return the pids here of what can be killed, by the names that status has."""
-    namespace = os.readlink(f"/proc/{lab.pid}/ns/pid")
     found: dict[str, int] = {}
-    workers: list[int] = []
+    supervisors: dict[int, int] = {}
+    for pid, parent, words in _processes(lab):
+        if "vnsmail.broker.server" in words:
+            found["broker"] = pid
+        elif "vnsmail.engines.native" in words:
+            name = _worker(pid, lab)
+            if name:
+                found[name] = pid
+        elif "up" in words and str(lab.root) in words:
+            supervisors[pid] = parent
+    for pid, parent in supervisors.items():
+        # Between fork and exec a child looks like the one that starts it.
+        if parent not in supervisors:
+            found["supervisor"] = pid
+    return found
+
+
+def _processes(lab: Lab) -> Iterator[tuple[int, int, list[str]]]:
+    """Yield pid, that of the parent, and command of what runs in a lab."""
+    namespace = os.readlink(f"/proc/{lab.pid}/ns/pid")
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if os.readlink(folder / "ns" / "pid") != namespace:
                 continue
             words = (folder / "cmdline").read_bytes().decode().split("\0")
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
         except OSError:
             continue
-        if "vnsmail.broker.server" in words:
-            found["broker"] = int(folder.name)
-        elif "vnsmail.engines.native" in words:
-            workers.append(int(folder.name))
-        elif "up" in words and str(lab.root) in words:
-            found["supervisor"] = int(folder.name)
-    for pid in workers:
-        name = _worker(pid, lab)
-        if name:
-            found[name] = pid
-    return found
+        yield int(folder.name), int(parent), words
 
 
 def _worker(pid: int, lab: Lab) -> str:
@@ -201,7 +210,11 @@ def kill(lab: Lab, victim: str, account: Account) -> None:
     os.kill(pid, signal.SIGKILL)
     account.kills.append(Kill(victim, time.time()))
     if victim == "supervisor":
-        eventually(lambda: not pids(lab), "its children have ended with it", 60)
+        try:
+            eventually(lambda: not pids(lab), "its children have ended with it", 60)
+        except AssertionError:
+            left = [(pid, words) for pid, _, words in _processes(lab)]
+            raise AssertionError((pid, left, lab.log()[-5000:])) from None
         lab.up()
 
 

@@ -1,6 +1,9 @@
 import asyncio
 import os
+import signal
 import socket
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -180,3 +183,22 @@ async def test_end(lodging, supervisor):
     supervisor.channel._socket.shutdown(socket.SHUT_RDWR)
 
     assert (await client.rest()).startswith(b"421 4.3.2 ")
+
+
+HANGS = """
+import sys, threading
+from vnsmail.engines import native
+native.LONGEST_END = 1
+threading.Thread(target=threading.Event().wait).start()
+sys.argv[1:] = ["--channel-fd", sys.argv[1]]
+native.main()
+"""
+
+
+def test_worker_that_cannot_finish():
+    """Without a supervisor it ends all the same: the next needs what it holds."""
+    ours, theirs = pair()
+    with ours, theirs:
+        command = [sys.executable, "-c", HANGS, str(theirs.fileno())]
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()])  # noqa: S603
+    assert -signal.SIGALRM == process.wait(60)

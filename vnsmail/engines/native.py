@@ -13,6 +13,7 @@ import asyncio
 import os
 import signal
 import socket
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import uvloop
@@ -32,15 +33,30 @@ from vnsmail.settings import Settings
 COMMIT_THREADS = 4
 """Threads that commit queues. A commit waits for the disk, not for the interpreter."""
 
+LONGEST_END = 60
+"""Seconds that a worker without a supervisor has to finish. It holds queues that the
+next one is to have; then the kernel ends it, whatever it waits for. Nothing that was
+acknowledged is lost by that."""
+
 log = logging.logger("worker")
 
 
 class Worker:
     """One worker process."""
 
-    def __init__(self, channel: Channel, tasks: asyncio.TaskGroup) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        tasks: asyncio.TaskGroup,
+        orphaned: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Serve whoever is at the other end of ``channel``.
+
+        ``orphaned`` is called when nobody is there any more.
+        """
         self._channel = channel
         self._tasks = tasks
+        self._orphaned = orphaned
         self._executor = ThreadPoolExecutor(COMMIT_THREADS, "commit")
         self._verifier = Verifier()
         self._owners: dict[str, OwnerService] = {}
@@ -77,6 +93,7 @@ class Worker:
                 self._tasks.create_task(self._answer(request, fds))
         except ChannelClosed:
             log.warning("supervisor.gone")
+            self._orphaned()
             self.end()
 
     async def _answer(self, request: protocol.Request, fds: list[int]) -> None:
@@ -218,7 +235,7 @@ class Worker:
 async def _main(channel_fd: int) -> None:
     channel = Channel(socket.socket(fileno=channel_fd), large=True)
     async with asyncio.TaskGroup() as tasks:
-        worker = Worker(channel, tasks)
+        worker = Worker(channel, tasks, lambda: signal.alarm(LONGEST_END))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, worker.end)
