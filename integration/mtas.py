@@ -104,30 +104,28 @@ def unpacked(name: str) -> Path:
 
 def _fetch(package: str, folder: Path) -> None:
     """Download a package and what it needs that is not installed."""
-    words = ["apt-get", "install", "--simulate", "--no-install-recommends"]
+    words = ["apt-get", "install", "--simulate", "--no-install-recommends", package]
+    problem = ""
     for attempt in range(2):
-        done = subprocess.run(
-            [*words, package], capture_output=True, text=True, check=False
-        )
-        wanted = [
-            line.split()[1]
-            for line in done.stdout.splitlines()
-            if line.startswith("Inst ")
-        ]
-        if done.returncode == 0:
-            got = subprocess.run(
-                ["apt-get", "download", "-q", *(wanted or [package])],
-                cwd=folder,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if got.returncode == 0:
-                return
-            done = got
-        if attempt == 0:  # its lists are missing, or too old
+        if attempt:  # its lists are missing, or too old
             subprocess.run(["apt-get", "update", "-qq"], check=False)
-    raise RuntimeError(f"cannot fetch {package}: {done.stderr.strip()}")
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        problem = done.stderr
+        if done.returncode:
+            continue
+        lines = [line.split() for line in done.stdout.splitlines()]
+        wanted = [words[1] for words in lines if words[:1] == ["Inst"]]
+        got = subprocess.run(
+            ["apt-get", "download", "-q", *(wanted or [package])],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        problem = got.stderr
+        if not got.returncode:
+            return
+    raise RuntimeError(f"cannot fetch {package}: {problem.strip()}")
 
 
 # From a test --------------------------------------------------------------------------
@@ -190,28 +188,35 @@ def running(
     """
     zone = lab.root / "lab.zone"
     before = zone.read_text() if zone.exists() else ""
-    found: dict[str, Mta] = {}
+    found = {
+        name: Mta(name, FIRST + position, lab.root / "mtas" / name)
+        for position, name in enumerate(names)
+    }
+    addresses = [
+        f"ip addr add {address}/{length} dev eth0 {flag}"
+        for mta in found.values()
+        for address, length, flag in zip(
+            mta.addresses, (24, 64), ("", "nodad"), strict=True
+        )
+    ]
+    lab.inside(node, "sh", "-ec", "\n".join(addresses))
     with contextlib.ExitStack() as stack:
-        for position, name in enumerate(names):
-            folder = lab.root / "mtas" / name
-            folder.mkdir(parents=True)
-            mta = Mta(name, FIRST + position, folder)
-            for address, length in zip(mta.addresses, ("24", "64"), strict=True):
-                nodad = ["nodad"] if ":" in address else []
-                command = ["ip", "addr", "add", f"{address}/{length}", "dev", "eth0"]
-                lab.inside(node, *command, *nodad)
+        processes = {}
+        for name, mta in found.items():
             unpacked(name)
-            process = lab.beside(
+            mta.folder.mkdir(parents=True)
+            facts = {"name": name, "number": mta.number, "folder": str(mta.folder)}
+            processes[name] = lab.beside(
                 node,
                 *("unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child"),
                 *("--mount-proc", sys.executable, "-P", __file__, "--be"),
-                json.dumps({"name": name, "number": mta.number, "folder": str(folder)}),
+                json.dumps(facts),
             )
-            stack.callback(process.communicate)
-            found[name] = mta
+            stack.callback(processes[name].communicate)
+        for name, process in processes.items():
             assert process.stdout is not None
             said = process.stdout.readline()
-            assert said == "ready\n", f"{name} did not start: {said} {mta.log()}"
+            assert said == "ready\n", f"{name}: {said} {found[name].log()}"
         zone.write_text(before + "".join(mta.zone() for mta in found.values()))
         yield found
     zone.write_text(before)
