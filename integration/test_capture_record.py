@@ -325,17 +325,18 @@ def test_drops_are_counted(tmp_path):
     inside(
         tmp_path,
         """
-from vnsmail.capture.record import Recorder, open_socket
+from vnsmail.capture.places import Place
+from vnsmail.capture.record import Recorder
+from vnsmail.capture.ring import open_tap
 network()
 server()
 other = record("lan0", "all")
-with open_socket("lan0", (25,)) as sock:
-    sock.setsockopt(socket.SOL_SOCKET, 33, 4096)
-    recorder = Recorder(sock, folder / "drops", "lan0")
-    mail("10.77.0.3", "alpha.example", netns="client", count=20)
-    eventually(lambda: ends("all") == 40)
-    recorder.finish()
-    recorder.close()
+tap = open_tap("lan0", (25,), size=0)
+recorder = Recorder([(Place("lan0"), tap)], folder / "drops")
+mail("10.77.0.3", "alpha.example", netns="client", count=20, size=200_000)
+eventually(lambda: ends("all") == 40)
+recorder.finish()
+recorder.close()
 stop(other)
 """,
     )

@@ -60,6 +60,7 @@ PRIVILEGED = {
     "vnsmail.broker.server",
     "vnsmail.broker.sockets",
     "vnsmail.capture.record",
+    "vnsmail.capture.ring",
     "vnsmail.net.announce",
     "vnsmail.net.apply",
     "vnsmail.net.cgroups",
@@ -136,9 +137,16 @@ PURE = [
     "directory/declaration.py",
     "directory/hosts_table.py",
     "directory/toml_lines.py",
-    "capture/packets.py",
+    "capture/bpf.py",
+    "capture/dialogue.py",
+    "capture/fields.py",
     "capture/flows.py",
+    "capture/packets.py",
+    "capture/places.py",
+    "capture/proof.py",
+    "capture/received.py",
     "capture/verdict.py",
+    "capture/witnesses.py",
 ]
 IO = {"asyncio", "os", "pyroute2", "socket", "ssl", "subprocess", "threading", "time"}
 # os.strerror turns a number into words; nothing is read or written.

@@ -1,7 +1,7 @@
 """From a capture file to the connections in it."""
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,6 +34,12 @@ class Evidence:
     """Packets recorded so short that their headers are not whole."""
     cut_off: bool
     """The last packet is not whole: it is being written, or its writer died."""
+    began: int = 0
+    """When the first packet was captured, nanoseconds since the epoch; 0: none was."""
+    ended: int = 0
+    """And the last."""
+    interfaces: tuple[str, ...] = ()
+    """Where packets were captured, as the file calls it."""
 
     @property
     def damage(self) -> tuple[str, ...]:
@@ -76,28 +82,74 @@ def read(
 def _read(
     path: Path, file: BinaryIO, ports: Collection[int], tell: Callable[[int], None]
 ) -> Evidence:
-    reader = _reader(path, file)
-    assembler = Assembler(ports)
-    number = unreadable = 0
-    for number, captured in enumerate(reader, 1):
+    reading = Reading(path, _reader(path, file), ports)
+    reading.take(lambda: tell(file.tell()))
+    return reading.evidence()
+
+
+@dataclass(slots=True)
+class Reading:
+    """A capture that is read, all at once or while it grows.
+
+    Args:
+        path: the file, for messages.
+        reader: gives its packets.
+        ports: the ports that count as SMTP.
+    """
+
+    path: Path
+    reader: pcapng.PcapngReader | pcap.PcapReader
+    ports: Collection[int] = SMTP_PORTS
+    assembler: Assembler = field(init=False)
+    packets: int = 0
+    _unreadable: int = 0
+    _began: int = 0
+    _ended: int = 0
+
+    def __post_init__(self) -> None:
+        self.assembler = Assembler(self.ports)
+
+    def take(self, tell: Callable[[], None] = lambda: None) -> None:
+        """Read the packets that are there by now.
+
+        Raises:
+            BadInput: packets of a link that is none of Ethernet's.
+            BrokenCapture: the file contradicts itself.
+        """
+        for captured in self.reader:
+            self._one(captured)
+            if self.packets % _TELL_EVERY == 0:
+                tell()
+
+    def _one(self, captured: pcapng.CapturedPacket) -> None:
         if captured.link_type not in LINK_TYPES:
             remedy = f"its link type {captured.link_type} is none of Ethernet's"
-            raise BadInput("capture", str(path), f"{remedy}; capture on another link")
+            text = f"{remedy}; capture on another link"
+            raise BadInput("capture", str(self.path), text)
+        self.packets += 1
+        self._began = self._began or captured.time
+        self._ended = max(self._ended, captured.time)
         packet = parse(captured.data, captured.link_type)
         if packet is not None:
-            assembler.add(packet, captured.time, _place(captured))
+            place = _place(captured)
+            self.assembler.add(packet, captured.time, place, self.packets)
         elif len(captured.data) < min(captured.length, _HEADERS):
-            unreadable += 1
-        if number % _TELL_EVERY == 0:
-            tell(file.tell())
-    return Evidence(
-        flows=tuple(assembler.flows),
-        packets=number,
-        repeated=assembler.repeated,
-        drops=reader.drops,
-        unreadable=unreadable,
-        cut_off=reader.cut_off,
-    )
+            self._unreadable += 1
+
+    def evidence(self) -> Evidence:
+        """Return what it shows so far."""
+        names = getattr(self.reader, "interfaces", ())
+        return Evidence(
+            flows=tuple(self.assembler.flows),
+            packets=self.packets,
+            repeated=self.assembler.repeated,
+            drops=self.reader.drops,
+            unreadable=self._unreadable,
+            cut_off=self.reader.cut_off,
+            began=self._began,
+            ended=self._ended,
+            interfaces=tuple(names),
+        )
 
 
 def _place(captured: pcapng.CapturedPacket) -> object:

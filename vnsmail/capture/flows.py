@@ -43,6 +43,11 @@ class Stream:
         # What came before its turn, and which octets of it are there. Made when needed.
         self._early = bytearray()
         self._there = bytearray()
+        self._pieces: list[tuple[int, int]] = []
+
+    def packet_of(self, offset: int) -> int:
+        """Return the number of the packet that brought an octet of ``head``."""
+        return max((p for p in self._pieces if p[0] <= offset), default=(0, 0))[1]
 
     @property
     def head(self) -> bytes:
@@ -54,8 +59,11 @@ class Stream:
         """Octets are missing in the part that is kept."""
         return len(self._head) < min(self.length, KEEP)
 
-    def add(self, sequence: int, payload: bytes, length: int) -> None:
-        """Take a segment: its sequence number, and its octets as far as captured."""
+    def add(self, sequence: int, payload: bytes, length: int, number: int = 0) -> None:
+        """Take a segment: its sequence number, and its octets as far as captured.
+
+        ``number`` is that of the packet in its file.
+        """
         offset = (sequence - self._first) % _SEQUENCE
         if offset >= _SEQUENCE // 2:
             offset -= _SEQUENCE
@@ -64,6 +72,7 @@ class Stream:
         piece = payload[start - offset : max(0, KEEP - offset)]
         if not piece:
             return
+        self._pieces.append((start, number))
         if start == len(self._head):
             self._head += piece
         else:
@@ -94,6 +103,10 @@ class Flow:
     server_port: int
     began: int
     """When its first packet was captured, nanoseconds since the epoch."""
+    ended: int = 0
+    """When its last packet was captured."""
+    first: int = 0
+    """Number of its first packet in the file: its SYN, where one was captured."""
     packets: int = 0
     """From client to server: SYN, data, acknowledgements, FIN, all."""
     answers: int = 0
@@ -119,8 +132,8 @@ class Flow:
         """What the server said, as far as it is kept."""
         return self.received.head if self.received else b""
 
-    def from_client(self, packet: Packet) -> None:
-        """Take a packet that the client sent."""
+    def from_client(self, packet: Packet, number: int = 0) -> None:
+        """Take a packet that the client sent, and its number in the file."""
         self.packets += 1
         if packet.is_fragment:
             self.fragments += 1
@@ -132,7 +145,7 @@ class Flow:
         if self.sent is None and (packet.has(SYN) or packet.length):
             self.sent = Stream(first)
         if self.sent is not None and packet.length:
-            self.sent.add(first, packet.payload, packet.length)
+            self.sent.add(first, packet.payload, packet.length, number)
 
     def from_server(self, packet: Packet) -> None:
         """Take a packet that the server sent."""
@@ -173,21 +186,24 @@ class Assembler:
         self._open: dict[_Key, Flow] = {}
         self._recent: OrderedDict[int, object] = OrderedDict()
 
-    def add(self, packet: Packet, time: int = 0, place: object = None) -> None:
-        """Take the next packet.
+    def add(
+        self, packet: Packet, time: int = 0, place: object = None, number: int = 0
+    ) -> Flow | None:
+        """Take the next packet; return its connection, or None if it is left out.
 
         Args:
             packet: any TCP packet; one without an SMTP port is left out.
             time: when it was captured, nanoseconds since the epoch.
             place: link and direction of its capture. The same packet at another place
                 is left out; at the same place it was sent twice, and counts twice.
+            number: which packet of the file it is, from 1.
         """
         to_server = packet.destination_port in self._ports
         if not to_server and packet.source_port not in self._ports:
-            return
+            return None
         if self._seen_elsewhere(packet, place):
             self.repeated += 1
-            return
+            return None
         client = (packet.source, packet.source_port)
         server = (packet.destination, packet.destination_port)
         if to_server and packet.source_port in self._ports:
@@ -197,13 +213,15 @@ class Assembler:
         key: _Key = (*client, *server)
         flow = self._open.get(key)
         if flow is None or (to_server and _begins_anew(flow, packet)):
-            flow = Flow(*key, began=time)
+            flow = Flow(*key, began=time, first=number)
             self._open[key] = flow
             self.flows.append(flow)
+        flow.ended = max(flow.ended, time)
         if to_server:
-            flow.from_client(packet)
+            flow.from_client(packet, number)
         else:
             flow.from_server(packet)
+        return flow
 
     def _is_client(self, key: _Key, packet: Packet) -> bool:
         """Say which side sent a packet between two SMTP ports."""

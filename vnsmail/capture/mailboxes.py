@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from vnsmail.capture import received
+from vnsmail.capture import fields, received
 from vnsmail.capture.received import Received
 from vnsmail.errors import BadInput
 
@@ -28,18 +28,19 @@ def read_received(folder: Path) -> list[Received]:
         if Path(parent).name not in {"new", "cur"}:
             continue
         for name in sorted(files):
-            text = _topmost(Path(parent, name))
-            if text is not None:
-                found.append(received.parse(text, remote=folder.name))
+            texts = _trace(Path(parent, name))
+            if texts:
+                before = fields.origin(texts[1]) if len(texts) > 1 else None
+                found.append(received.parse(texts[0], folder.name, before))
     return found
 
 
-def _topmost(message: Path) -> str | None:
+def _trace(message: Path) -> list[str]:
     try:
         with message.open("rb") as file:
-            return received.topmost(_header(file))
+            return fields.received(_header(file), 2)
     except FileNotFoundError:  # Its reader moved it from new to cur meanwhile.
-        return None
+        return []
     except OSError as error:
         _cannot_read(error)
         raise

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache, partial
 from typing import BinaryIO
 
 from vnsmail.errors import VnsmailError
@@ -35,13 +36,19 @@ class _Kind(IntEnum):
     NAMES = 4
     STATISTICS = 5
     PACKET = 6
+    SECRETS = 10
 
 
 _COMMENT, _SHB_USERAPPL = 1, 4
-_IF_NAME, _IF_TSRESOL, _IF_TSOFFSET = 2, 9, 14
+_IF_NAME, _IF_DESCRIPTION, _IF_TSRESOL, _IF_TSOFFSET = 2, 3, 9, 14
 _EPB_FLAGS = 2
 _ISB_IFRECV, _ISB_IFDROP, _ISB_OSDROP = 4, 5, 7
 _NRB_IPV4, _NRB_IPV6 = 1, 2
+_MAX_OPTION = 65000
+"""Octets of a text in an option. Its length is a number of 16 bits."""
+
+TLS_KEY_LOG = 0x544C534B
+"""Kind of secrets: lines of SSLKEYLOGFILE (draft-ietf-tls-keylogfile)."""
 
 
 class Direction(IntEnum):
@@ -92,28 +99,89 @@ def section_header(program: str) -> bytes:
     return _block(_Kind.SECTION, body + options)
 
 
-def interface_description(name: str, link_type: int, snap_length: int = 0) -> bytes:
-    """Return the block that describes the next interface; times are nanoseconds."""
+def interface_description(
+    name: str, link_type: int, snap_length: int = 0, description: str = ""
+) -> bytes:
+    """Return the block that describes the next interface; times are nanoseconds.
+
+    Args:
+        name: what it is called, as in a column of Wireshark.
+        link_type: kind of its frames (packets.py).
+        snap_length: octets that are kept of a packet; 0: all.
+        description: what it is, for people.
+    """
     body = struct.pack("<HHI", link_type, 0, snap_length)
-    options = _option(_IF_NAME, name.encode()) + _option(_IF_TSRESOL, b"\x09")
+    options = _option(_IF_NAME, _octets(name))
+    if description:
+        options += _option(_IF_DESCRIPTION, _octets(description))
+    options += _option(_IF_TSRESOL, b"\x09")
     return _block(_Kind.INTERFACE, body + options + _END_OF_OPTIONS)
 
 
 def enhanced_packet(packet: CapturedPacket) -> bytes:
     """Return the block of a packet."""
-    data = packet.data
-    body = struct.pack(
-        "<IIIII",
+    parts = packet_parts(
         packet.interface,
-        packet.time >> 32,
-        packet.time & 0xFFFFFFFF,
-        len(data),
+        packet.time,
         packet.length,
+        packet.data,
+        packet.direction,
+        packet.comment,
     )
-    options = _option(_EPB_FLAGS, struct.pack("<I", packet.direction))
-    if packet.comment:
-        options += _option(_COMMENT, packet.comment.encode())
-    return _block(_Kind.PACKET, body + _padded(data) + options + _END_OF_OPTIONS)
+    return b"".join(parts)
+
+
+def packet_parts(
+    interface: int,
+    time: int,
+    length: int,
+    data: bytes | memoryview,
+    direction: int,
+    comment: str = "",
+) -> tuple[bytes, bytes | memoryview, bytes]:
+    """Return the block of a packet in pieces, for who writes many and copies few.
+
+    Args:
+        interface: its number.
+        time: nanoseconds since the epoch.
+        length: octets it had on the link.
+        data: as captured.
+        direction: a Direction.
+        comment: for people; empty: none.
+    """
+    kept = len(data)
+    if comment:
+        size, tail = _tail(kept, direction, comment)
+    else:
+        size, tail = _plain_tail(kept, direction)
+    high, low = time >> 32, time & 0xFFFFFFFF
+    return _packet_head(_PACKET, size, interface, high, low, kept, length), data, tail
+
+
+def _tail(kept: int, direction: int, comment: str) -> tuple[int, bytes]:
+    """Return the size of a block, and what stands in it behind the packet."""
+    options = _option(_EPB_FLAGS, struct.pack("<I", direction))
+    if comment:
+        options += _option(_COMMENT, _octets(comment))
+    tail = b"\0" * (-kept % 4) + options + _END_OF_OPTIONS
+    size = 32 + kept + len(tail)
+    return size, tail + struct.pack("<I", size)
+
+
+_plain_tail = lru_cache(maxsize=16384)(partial(_tail, comment=""))
+"""There are few lengths, and most packets have one of them."""
+
+_packet_head = struct.Struct("<IIIIIII").pack
+_PACKET = int(_Kind.PACKET)
+
+
+def decryption_secrets(key_log: bytes) -> bytes:
+    """Return the block with keys of TLS sessions, in the format of SSLKEYLOGFILE.
+
+    With it Wireshark shows what was said, so it stands before the packets.
+    """
+    body = struct.pack("<II", TLS_KEY_LOG, len(key_log)) + _padded(key_log)
+    return _block(_Kind.SECRETS, body)
 
 
 def name_resolution(names: Mapping[IPAddress, str]) -> bytes:
@@ -121,7 +189,7 @@ def name_resolution(names: Mapping[IPAddress, str]) -> bytes:
     records = b"".join(
         _option(
             _NRB_IPV4 if address.version == 4 else _NRB_IPV6,
-            address.packed + name.encode() + b"\0",
+            address.packed + _octets(name) + b"\0",
         )
         for address, name in names.items()
     )
@@ -138,7 +206,24 @@ def interface_statistics(
     return _block(_Kind.STATISTICS, body + options + _END_OF_OPTIONS)
 
 
+def whole_blocks(data: bytes) -> int:
+    """Return how many octets of what was written here are whole blocks."""
+    at = 0
+    while at + 8 <= len(data):
+        (size,) = struct.unpack_from("<I", data, at + 4)
+        if at + size > len(data):
+            break
+        at += size
+    return at
+
+
 _END_OF_OPTIONS = b"\0\0\0\0"
+
+
+def _octets(text: str) -> bytes:
+    """Return a text as an option has it: no longer than its length can say."""
+    octets = text.encode("utf-8", "replace")[:_MAX_OPTION]
+    return octets.decode("utf-8", "ignore").encode()
 
 
 def _padded(data: bytes) -> bytes:
@@ -175,12 +260,17 @@ class _Interface:
 class PcapngReader:
     """Reads a file; iterate over it for its packets, then ask what else it said.
 
-    Iterating raises BrokenCapture where the file contradicts itself.
+    A file that has grown since can be iterated over again, for what is new. Iterating
+    raises BrokenCapture where the file contradicts itself.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self.interfaces: list[str] = []
         """Names of the links captured on, over all sections."""
+        self.descriptions: list[str] = []
+        """What those are, for people; empty where the file does not say."""
+        self.key_log = b""
+        """Keys of TLS sessions, as lines of SSLKEYLOGFILE."""
         self.names: dict[IPAddress, str] = {}
         """Names that the file gives addresses."""
         self.cut_off = False
@@ -199,11 +289,14 @@ class PcapngReader:
         return sum(self._lost.values())
 
     def __iter__(self) -> Iterator[CapturedPacket]:
+        if self._offset:
+            self._file.seek(self._offset)
+        self.cut_off = False
         while (found := self._next_block()) is not None:
             packet = self._understood(*found)
+            self._offset += len(found[1]) + 12
             if packet is not None:
                 yield packet
-            self._offset += len(found[1]) + 12
 
     def _next_block(self) -> tuple[int, bytes] | None:
         """Return type and body of the next whole block; None at the end."""
@@ -253,6 +346,8 @@ class PcapngReader:
                     self._take_names(body)
                 case _Kind.STATISTICS:
                     self._take_statistics(body)
+                case _Kind.SECRETS:
+                    self._take_secrets(body)
                 case _:
                     pass  # No other kind has packets, or says how many are missing.
         except struct.error:
@@ -282,6 +377,7 @@ class PcapngReader:
         )
         self._section.append(interface)
         self.interfaces.append(_text(options.get(_IF_NAME, b"")))
+        self.descriptions.append(_text(options.get(_IF_DESCRIPTION, b"")))
 
     def _packet(self, body: bytes) -> CapturedPacket:
         number, high, low, captured, length = struct.unpack_from(
@@ -334,6 +430,13 @@ class PcapngReader:
         ]
         if counts:
             self._lost[interface.number] = sum(counts)
+
+    def _take_secrets(self, body: bytes) -> None:
+        kind, size = struct.unpack_from(self._order + "II", body)
+        if 8 + size > len(body):
+            raise self._broken("secrets are longer than their block")
+        if kind == TLS_KEY_LOG and len(self.key_log) + size <= MAX_BLOCK:
+            self.key_log += body[8 : 8 + size]
 
     def _interface(self, number: int) -> _Interface:
         if number >= len(self._section):

@@ -16,10 +16,9 @@ import ipaddress
 import re
 from dataclasses import dataclass
 
-from vnsmail.capture.dialogue import printable
+from vnsmail.capture.fields import Origin, received
 from vnsmail.model import IPAddress
 
-_FIELD = re.compile(rb"^received:((?:.*\n[ \t])*.*)$", re.IGNORECASE | re.MULTILINE)
 _LITERAL = re.compile(r"\[(?:IPv6:)?([0-9a-fA-F.:]+)\]")
 _BARE = re.compile(r"\(([0-9a-fA-F.:]+)\)")
 _HELO = re.compile(r"\((?:HELO |EHLO |[^()]*\bhelo=)([^\s()]+)\)", re.IGNORECASE)
@@ -38,22 +37,22 @@ class Received:
     """The name the client gave, and the one its address has: lower case."""
     addresses: frozenset[IPAddress]
     """The client's address as the remote's kernel gave it."""
+    origin: Origin | None = None
+    """Who had the message before, and by which id, as that host wrote it down."""
 
 
 def topmost(header: bytes) -> str | None:
     """Return the value of a header block's first Received field as one line."""
-    found = _FIELD.search(header.replace(b"\r\n", b"\n"))
-    if found is None:
-        return None
-    return printable(" ".join(found.group(1).decode("utf-8", "replace").split()))
+    return next(iter(received(header, 1)), None)
 
 
-def parse(text: str, remote: str = "") -> Received:
+def parse(text: str, remote: str = "", origin: Origin | None = None) -> Received:
     """Return what a Received field says.
 
     Args:
         text: its value as one line.
         remote: who wrote it, where the field does not say.
+        origin: what the field below it says.
     """
     clause, rest = _from_clause(text)
     by = _NAME.match(rest)
@@ -70,6 +69,7 @@ def parse(text: str, remote: str = "") -> Received:
         text=text,
         names=frozenset(name.rstrip(".") for name in names if _NAME.match(name)),
         addresses=_addresses(literals or _LITERAL.findall(first)),
+        origin=origin,
     )
 
 

@@ -1,12 +1,14 @@
-"""Records SMTP packets of one link into a pcapng file. PRIVILEGED: needs CAP_NET_RAW.
+"""Records SMTP packets of links into a pcapng file. PRIVILEGED: needs CAP_NET_RAW.
 
-``python -m vnsmail.capture.record --link NAME --file FILE [--port 25 …] [--ready-fd N]``
-records on a link of the network namespace that it runs in, until SIGTERM or SIGINT.
+``python -m vnsmail.capture.record --file FILE (--link NAME | --places FILE)
+[--port 25 …] [--ready-fd N]`` records until SIGTERM or SIGINT: on one link of the
+network namespace that it runs in, or on those of a plan (places.py; ``-`` is standard
+input), wherever they are. Each place is an interface of the file.
 
-A packet socket (packet(7)) is bound to the one link, so a bridge and its ports are not
-both heard; of a loopback link, which shows every packet on its way out and on its way
-in, only the way in is taken. The link is made promiscuous: a bridge then shows what it
-forwards between its ports, each frame once.
+A packet socket is bound to one link, so a bridge and its ports are not both heard; of a
+loopback link, which shows every packet on its way out and on its way in, only the way in
+is taken. Links are made promiscuous: a bridge then shows what it forwards between its
+ports, each frame once.
 
 Rules of this file: nothing of a packet is understood here; the kernel's filter chooses.
 The file grows by whole blocks. How many packets the kernel had to drop is written once a
@@ -15,12 +17,11 @@ second and at the end, so that whoever reads the file, at whatever moment, knows
 
 import argparse
 import contextlib
-import ctypes
+import ipaddress
 import os
 import selectors
 import signal
 import socket
-import struct
 import sys
 import time
 from collections.abc import Sequence
@@ -28,31 +29,21 @@ from pathlib import Path
 from types import FrameType
 
 from vnsmail import __version__
-from vnsmail.capture import bpf, pcapng
+from vnsmail.capture import bpf, pcapng, places
 from vnsmail.capture.flows import SMTP_PORTS
 from vnsmail.capture.packets import ETHERNET
-from vnsmail.capture.pcapng import CapturedPacket, Direction
-from vnsmail.errors import BadInput, NotPrivileged, StateUnusable, VnsmailError
+from vnsmail.capture.places import Place
+from vnsmail.capture.ring import RETIRE, Tap, open_tap, share
+from vnsmail.errors import BadInput, StateUnusable, VnsmailError
 
 BUFFER = 64 * 1024 * 1024
-"""Octets that the kernel keeps for us while we are busy: half a second of a full
-gigabit a second."""
-
-BATCH = 512
-"""Packets written at a time. 512 KiB of the usual kind; a kill loses at most these."""
+"""Octets that the kernel keeps for us while we are busy, in all rings together: half a
+second of a full gigabit a second."""
 
 STATISTICS_EVERY = 1.0
 
-_ETH_P_ALL = 0x0003
-_SOL_PACKET = 263
-_PACKET_ADD_MEMBERSHIP, _PACKET_STATISTICS = 1, 6
-_PACKET_MR_PROMISC = 1
-_PACKET_OUTGOING = 4
-_ARPHRD_ETHER, _ARPHRD_LOOPBACK = 1, 772
-_SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
-_SO_TIMESTAMPNS_NEW = 64
-"""With seconds of 64 bits on every architecture (Linux 5.1)."""
-_TIMESPEC = struct.Struct("qq")
+LAST_WORDS = 2.0
+"""Seconds that the kernel has at the end to hand over what it counted."""
 
 
 class LinkGone(VnsmailError):
@@ -66,64 +57,27 @@ class LinkGone(VnsmailError):
         return f"cannot go on recording: the link {self.link} is gone"
 
 
-def open_socket(link: str, ports: Sequence[int]) -> socket.socket:
-    """Return a packet socket that hears SMTP on a link from now on.
+class Recorder:
+    """Takes packets off links and writes them into a file.
+
+    Args:
+        taps: the links, each with what it is called in the file.
+        file: made anew.
+        names: of addresses, for whoever looks at the file.
 
     Raises:
-        NotPrivileged: no CAP_NET_RAW in this network namespace.
-        BadInput: there is no such link, or it is none of Ethernet's kind.
+        BadInput: the file cannot be written.
     """
-    try:
-        # Protocol 0 hears nothing: the filter is there before the first packet is.
-        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-    except PermissionError:
-        raise NotPrivileged("record packets", "run it as root") from None
-    try:
-        _set_up(sock, link, ports)
-    except OSError as error:
-        sock.close()
-        problem = (error.strerror or str(error)).lower()
-        raise BadInput("link", link, f"cannot record there: {problem}") from None
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
-
-def _set_up(sock: socket.socket, link: str, ports: Sequence[int]) -> None:
-    with contextlib.suppress(PermissionError):  # Else the system's limit holds.
-        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, BUFFER)
-    sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS_NEW, 1)
-    attach(sock, bpf.smtp_filter(ports))
-    index = socket.if_nametoindex(link)
-    sock.bind((link, _ETH_P_ALL))
-    if sock.getsockname()[3] not in {_ARPHRD_ETHER, _ARPHRD_LOOPBACK}:
-        raise BadInput("link", link, "it carries no Ethernet frames")
-    request = struct.pack("iHH8s", index, _PACKET_MR_PROMISC, 0, b"")
-    sock.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, request)
-    sock.setblocking(False)
-
-
-def attach(sock: socket.socket, program: Sequence[bpf.Instruction]) -> None:
-    """Put a filter on a socket, in place of any earlier one."""
-    code = ctypes.create_string_buffer(b"".join(i.packed() for i in program))
-    pointer = struct.pack("HP", len(program), ctypes.addressof(code))
-    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, pointer)
-
-
-class Recorder:
-    """Takes packets off a socket and writes them into a file."""
-
-    def __init__(self, sock: socket.socket, file: Path, link: str) -> None:
-        self._socket = sock
-        self._link = link
-        self._index = socket.if_nametoindex(link)
-        self._loops = sock.getsockname()[3] == _ARPHRD_LOOPBACK
-        self._buffer = bytearray(bpf.KEEP_ALL)
-        self._view = memoryview(self._buffer)
-        self._received = self._dropped = 0
-        self._is_down = False
-        self._blocks: list[bytes] = []
+    def __init__(
+        self,
+        taps: Sequence[tuple[Place, Tap]],
+        file: Path,
+        names: dict[str, str] | None = None,
+    ) -> None:
+        self.taps = tuple(tap for _, tap in taps)
+        self._numbers = {tap: number for number, tap in enumerate(self.taps)}
+        self._blocks: list[bytes | memoryview] = []
         self._path = file
         self._size = 0
         try:
@@ -133,71 +87,54 @@ class Recorder:
             problem = (error.strerror or str(error)).lower()
             raise BadInput("file", str(file), f"cannot write it: {problem}") from None
         self._blocks.append(pcapng.section_header(f"vnsmail {__version__}"))
-        self._blocks.append(pcapng.interface_description(link, ETHERNET, bpf.KEEP_ALL))
+        for place, _ in taps:
+            self._blocks.append(
+                pcapng.interface_description(
+                    place.shown, ETHERNET, bpf.KEEP_ALL, place.description
+                )
+            )
+        if names:
+            known = {ipaddress.ip_address(a): name for a, name in names.items()}
+            self._blocks.append(pcapng.name_resolution(known))
         self.count_drops()
         self.flush()
 
-    def take(self) -> bool:
-        """Write what has come; return whether there may be more.
+    def take(self, tap: Tap) -> None:
+        """Write what has come on a link.
 
         Raises:
             StateUnusable: the file cannot be written.
         """
-        more = True
-        try:
-            for _ in range(BATCH):
-                self._one()
-        except BlockingIOError:
-            more = False
-        except OSError:  # Said once: the link went down.
-            self._is_down = True
-        self.flush()
-        return more
+        number, packet, before = self._numbers[tap], pcapng.packet_parts, tap.taken
+        for block in tap.blocks():
+            parts = self._blocks
+            for time_, length, outgoing, data in block:
+                parts += packet(number, time_, length, data, 2 if outgoing else 1)
+            # They lie in the ring, whose block goes back when the next is asked for.
+            self.flush()
+        if tap.taken == before:
+            tap.is_gone()  # which hears what the kernel has to say, so that it is said
 
-    def _one(self) -> None:
-        length, ancillary, _, address = self._socket.recvmsg_into(
-            [self._buffer], 64, socket.MSG_TRUNC
-        )
-        self._is_down = False
-        outgoing = address[2] == _PACKET_OUTGOING
-        if outgoing and self._loops:
-            return
-        seconds, nanoseconds = _TIMESPEC.unpack_from(ancillary[0][2])
-        packet = CapturedPacket(
-            data=bytes(self._view[: min(length, len(self._buffer))]),
-            length=length,
-            time=seconds * 10**9 + nanoseconds,
-            link_type=ETHERNET,
-            direction=Direction.OUTGOING if outgoing else Direction.INCOMING,
-        )
-        self._blocks.append(pcapng.enhanced_packet(packet))
-
-    def link_is_down(self) -> bool:
-        """Say whether the link went down and has been silent since.
+    def check_links(self, *, all_needed: bool) -> None:
+        """See whether links are there still.
 
         Raises:
-            LinkGone: it is no more, and will not be heard again under its old name.
+            LinkGone: the last of them is no more, or any, if all are needed.
         """
-        if not self._is_down:
-            return False
-        try:
-            there = socket.if_nametoindex(self._link) == self._index
-        except OSError:
-            there = False
-        if not there:
-            raise LinkGone(self._link)
-        return True
+        gone = [tap.link for tap in self.taps if tap.is_gone()]
+        if gone and (all_needed or len(gone) == len(self.taps)):
+            raise LinkGone(gone[0])
 
     def count_drops(self) -> None:
         """Note how many packets the kernel had for us, and how many it dropped."""
-        # Reading sets the kernel's counters back to zero (packet(7)).
-        counters = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
-        received, dropped = struct.unpack("II", counters)
-        self._received += received
-        self._dropped += dropped
-        self._blocks.append(
-            pcapng.interface_statistics(time.time_ns(), self._received, self._dropped)
-        )
+        now = time.time_ns()
+        for number, tap in enumerate(self.taps):
+            counts = tap.count()
+            self._blocks.append(
+                pcapng.interface_statistics(
+                    now, counts.received, counts.dropped, number
+                )
+            )
 
     def flush(self) -> None:
         """Write whole blocks.
@@ -205,52 +142,62 @@ class Recorder:
         Raises:
             StateUnusable: the disk is full or broken; the file ends with a whole block.
         """
-        data = memoryview(b"".join(self._blocks))
+        data = b"".join(self._blocks)
         self._blocks.clear()
-        end = self._size + len(data)
+        done = 0
         try:
-            while data:
-                data = data[os.write(self._file, data) :]
+            while done < len(data):
+                done += os.write(self._file, memoryview(data)[done:])
         except OSError as error:
             with contextlib.suppress(OSError):
-                os.ftruncate(self._file, self._size)
+                os.ftruncate(self._file, self._size + pcapng.whole_blocks(data[:done]))
             problem = (error.strerror or str(error)).lower()
             raise StateUnusable(str(self._path), problem, "make room") from None
-        self._size = end
+        self._size += done
 
     def finish(self) -> None:
-        """Write what came until now, and how many packets were dropped; close."""
-        attach(self._socket, bpf.NOTHING)
-        while self.take():
-            pass
-        self.count_drops()
+        """Write what came until now, and how many packets were dropped."""
+        for tap in self.taps:
+            tap.mute()
+        deadline = time.monotonic() + LAST_WORDS
+        while True:
+            self.count_drops()
+            for tap in self.taps:
+                self.take(tap)
+            waiting = [tap for tap in self.taps if tap.waiting > 0]
+            if not waiting or time.monotonic() > deadline:
+                break
+            with selectors.DefaultSelector() as selector:
+                for tap in waiting:
+                    selector.register(tap, selectors.EVENT_READ)
+                selector.select(RETIRE)
         self.flush()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file and the rings."""
         os.close(self._file)
+        for tap in self.taps:
+            tap.close()
 
 
-def record(sock: socket.socket, recorder: Recorder, stop: socket.socket) -> None:
+def record(recorder: Recorder, stop: socket.socket, *, all_needed: bool = True) -> None:
     """Record until something can be read from ``stop``."""
     with selectors.DefaultSelector() as selector:
-        selector.register(sock, selectors.EVENT_READ)
+        for tap in recorder.taps:
+            selector.register(tap, selectors.EVENT_READ, tap)
         selector.register(stop, selectors.EVENT_READ)
-        due = float("inf")
+        due = time.monotonic() + STATISTICS_EVERY
         while True:
-            timeout = max(0.0, due - time.monotonic()) if due < float("inf") else None
-            ready = {key.fileobj for key, _ in selector.select(timeout)}
-            if stop in ready:
-                return recorder.finish()
-            if sock in ready:
-                recorder.take()
-                due = min(due, time.monotonic() + STATISTICS_EVERY)
+            # A link that goes says so once, as an event without packets.
+            for key, _ in selector.select(max(0.0, due - time.monotonic())):
+                if key.data is None:
+                    return recorder.finish()
+                recorder.take(key.data)
             if time.monotonic() >= due:
-                due = float("inf")
+                due = time.monotonic() + STATISTICS_EVERY
+                recorder.check_links(all_needed=all_needed)
                 recorder.count_drops()
                 recorder.flush()
-                if recorder.link_is_down():
-                    due = time.monotonic() + STATISTICS_EVERY
 
 
 def _until_signal() -> socket.socket:
@@ -269,11 +216,38 @@ def _until_signal() -> socket.socket:
 
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m vnsmail.capture.record")
-    parser.add_argument("--link", required=True)
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--link")
+    where.add_argument("--places")
     parser.add_argument("--file", required=True, type=Path)
     parser.add_argument("--port", action="append", type=int)
+    parser.add_argument("--buffer", type=int, default=BUFFER)
     parser.add_argument("--ready-fd", type=int)
     return parser.parse_args(words)
+
+
+def _plan(arguments: argparse.Namespace) -> places.Plan:
+    if arguments.link:
+        ports = tuple(arguments.port or SMTP_PORTS)
+        return places.Plan((Place(arguments.link),), ports)
+    if arguments.places == "-":
+        return places.decode(sys.stdin.buffer.read())
+    return places.decode(Path(arguments.places).read_bytes())
+
+
+def _open(plan: places.Plan, buffer: int) -> list[tuple[Place, Tap]]:
+    """Open all places, or none."""
+    size = share(buffer, len(plan.places))
+    taps: list[tuple[Place, Tap]] = []
+    try:
+        for each in plan.places:
+            tap = open_tap(each.link, plan.ports, size=size, namespace=each.namespace)
+            taps.append((each, tap))
+    except BaseException:
+        for _, tap in taps:
+            tap.close()
+        raise
+    return taps
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -281,13 +255,13 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = _arguments(words)
     stop = _until_signal()
     try:
-        with open_socket(arguments.link, arguments.port or SMTP_PORTS) as sock:
-            recorder = Recorder(sock, arguments.file, arguments.link)
-            with contextlib.closing(recorder):
-                if arguments.ready_fd is not None:
-                    os.write(arguments.ready_fd, b"ready")
-                    os.close(arguments.ready_fd)
-                record(sock, recorder, stop)
+        plan = _plan(arguments)
+        recorder = Recorder(_open(plan, arguments.buffer), arguments.file, plan.names)
+        with contextlib.closing(recorder):
+            if arguments.ready_fd is not None:
+                os.write(arguments.ready_fd, b"ready")
+                os.close(arguments.ready_fd)
+            record(recorder, stop, all_needed=len(plan.places) == 1)
     except VnsmailError as error:
         sys.stderr.write(f"vnsmail: {error}\n")
         return error.exit_code

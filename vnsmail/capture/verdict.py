@@ -27,101 +27,16 @@ sentence.
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 
-from vnsmail.capture import dialogue
+from vnsmail.capture import dialogue, witnesses
 from vnsmail.capture.dialogue import Dialogue
 from vnsmail.capture.flows import Flow
+from vnsmail.capture.proof import Case, Connection, Judged, Proof, Sender, Verdict
 from vnsmail.capture.received import Received
-from vnsmail.model import IPAddress, SourceCheck
+from vnsmail.capture.witnesses import Heard, Hearing, Standing, Testimony, Witness
+from vnsmail.model import MACHINE, IPAddress, SourceCheck
 
-
-class Verdict(StrEnum):
-    """What is proven of one sender, or of all."""
-
-    PASS = "pass"  # noqa: S105  a verdict
-    FAIL = "fail"
-    NO_MAIL = "no mail"
-    OFF = "off"
-    """Nothing is judged, as the sender's source-check says."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sender:
-    """Somebody whose mail is expected, and where it must come from."""
-
-    name: str
-    """Shown, and expected in EHLO unless ``helo`` is."""
-    context: str
-    """``namespace``, ``alias`` or ``machine``."""
-    expected: tuple[IPAddress, ...]
-    """Addresses that its mail may leave from."""
-    addresses: frozenset[IPAddress]
-    """All its addresses: nobody else's mail may leave from these."""
-    domains: frozenset[str] = frozenset()
-    """Mail domains: nobody else's connections may carry mail from these."""
-    helo: str = ""
-    """Expected in EHLO; empty is its name."""
-    check: SourceCheck = SourceCheck.STRICT
-    public: frozenset[IPAddress] = frozenset()
-    """What others see of it behind NAT. Packets from there show nothing of what a socket
-    was bound to: they are neither wrong nor proof."""
-
-    @property
-    def outside(self) -> frozenset[IPAddress]:
-        """Return what remotes may see in place of its own addresses."""
-        return self.public if self.check is SourceCheck.NAT else frozenset()
-
-    @property
-    def says(self) -> str:
-        """Return the name expected in EHLO."""
-        return self.helo or self.name
-
-    def __str__(self) -> str:
-        return "the machine" if self.context == "machine" else self.name
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """One sender's part of the proof."""
-
-    sender: Sender
-    seen: tuple[IPAddress, ...]
-    """Sources of its connection requests (SYN)."""
-    packets: int
-    """From client to server, in connections that are its by what they say."""
-    wrong: int
-    """Those of them whose source is not expected."""
-    helo: tuple[str, ...]
-    """Names given in its connections."""
-    mail_from: tuple[str, ...]
-    """Domains in MAIL FROM of its connections."""
-    attempts: int
-    """Connections from its addresses that were refused, unanswered or turned away."""
-    received: tuple[str, ...]
-    """What remotes wrote of it: the wrong ones, else one for each address."""
-    problems: tuple[str, ...]
-    verdict: Verdict
-
-
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """The verdict on a capture."""
-
-    hosts: tuple[Judged, ...]
-    problems: tuple[str, ...]
-    """What is wrong and no one sender's."""
-    strangers: int
-    """Connections that were not judged, as no sender began them."""
-
-    @property
-    def verdict(self) -> Verdict:
-        """Pass if all of it is proven: every sender that is judged, nothing left over."""
-        judged = [host for host in self.hosts if host.verdict is not Verdict.OFF]
-        proven = all(host.verdict is Verdict.PASS for host in judged)
-        if judged and proven and not self.problems:
-            return Verdict.PASS
-        return Verdict.FAIL
+__all__ = ["Case", "Judged", "Proof", "Sender", "Verdict", "judge", "judge_case"]
 
 
 def judge(
@@ -132,43 +47,56 @@ def judge(
     others: Collection[IPAddress] = (),
     damage: Sequence[str] = (),
 ) -> Proof:
+    """Return the verdict of packets, and of remotes if they were asked; see Case."""
+    return judge_case(
+        Case(senders, received, others=frozenset(others), damage=damage), flows
+    )
+
+
+def judge_case(case: Case, flows: Iterable[Flow]) -> Proof:
     """Return the verdict.
 
     Args:
-        senders: who is expected to have sent mail; no two share a name or address.
+        case: what is known.
         flows: all connections of the capture.
-        received: what remotes wrote; None where nobody could be asked, and then the
-            packets alone are judged.
-        others: addresses known to belong to somebody else, such as the remotes.
-        damage: what makes the capture incomplete, in sentences. With any, nobody
-            passes.
     """
-    court = _Court(senders, frozenset(others))
+    court = _Court(case)
     for flow in flows:
         court.hear(flow)
-    for line in received or ():
+    for line in case.received or ():
         court.read(line)
+    messages = court.compare()
+    asked = {Witness.PACKETS}
+    asked |= {Witness.SOCKET} if case.sockets is not None else set()
+    asked |= {Witness.REMOTE} if case.received is not None else set()
     return Proof(
         hosts=tuple(
-            account.judged(damage, asked=received is not None)
+            account.judged(case.damage, asked=case.received is not None)
             for account in court.accounts.values()
         ),
-        problems=(*damage, *court.problems.sentences()),
+        problems=(*case.damage, *court.problems.sentences()),
         strangers=court.strangers,
+        connections=tuple(court.connections),
+        messages=tuple(messages),
+        asked=frozenset(asked),
+        every=case.every,
     )
 
 
 class _Problems:
     """Sentences, each with the connections and packets it is true of."""
 
-    def __init__(self) -> None:
+    def __init__(self, by_flow: dict[int, list[str]]) -> None:
         self._connections: Counter[str] = Counter()
         self._packets: Counter[str] = Counter()
+        self._by_flow = by_flow
 
     def add(self, sentence: str, flow: Flow | None = None) -> None:
         """Note a sentence; of a connection, it goes on behind "N connections"."""
         self._connections[sentence] += flow is not None
         self._packets[sentence] += flow.packets if flow else 0
+        if flow is not None:
+            self._by_flow.setdefault(id(flow), []).append(sentence)
 
     def sentences(self) -> tuple[str, ...]:
         return tuple(
@@ -189,6 +117,9 @@ class _Account:
     """What is known of one sender so far."""
 
     sender: Sender
+    problems: _Problems
+    behind_nat: _Problems
+    """Of connections that were seen behind NAT: no matter if as many were seen before."""
     seen: dict[IPAddress, None] = field(default_factory=dict)
     packets: int = 0
     wrong: int = 0
@@ -198,10 +129,7 @@ class _Account:
     mail_from: dict[str, None] = field(default_factory=dict)
     right_lines: dict[IPAddress, str] = field(default_factory=dict)
     wrong_lines: dict[str, None] = field(default_factory=dict)
-    problems: _Problems = field(default_factory=_Problems)
     mails_behind: int = 0
-    behind_nat: _Problems = field(default_factory=_Problems)
-    """Of connections that were seen behind NAT: no matter if as many were seen before."""
 
     def judged(self, damage: Sequence[str], *, asked: bool) -> Judged:
         """Return the verdict on this sender.
@@ -244,11 +172,19 @@ def _by_family(address: IPAddress) -> tuple[int, int]:
 
 
 class _Court:
-    def __init__(self, senders: Sequence[Sender], others: frozenset[IPAddress]) -> None:
-        self.accounts = {sender.says: _Account(sender) for sender in senders}
-        self.problems = _Problems()
+    def __init__(self, case: Case) -> None:
+        senders = case.senders
+        by_flow: dict[int, list[str]] = {}
+        self.accounts = {
+            sender.says: _Account(sender, _Problems(by_flow), _Problems({}))
+            for sender in senders
+        }
+        self.problems = _Problems(by_flow)
         self.strangers = 0
-        self._others = others
+        self.connections: list[Connection] = []
+        self._by_flow = by_flow
+        self._case = case
+        self._others = case.others
         self._holders = {a: s for s in senders for a in s.addresses}
         self._domains = {d: s for s in senders for d in s.domains}
         self._public: dict[IPAddress, list[str]] = {}
@@ -258,27 +194,80 @@ class _Court:
 
     def hear(self, flow: Flow) -> None:
         """Judge one connection."""
+        said = dialogue.read(flow.said, flow.answered)
+        before = self.strangers
+        older = self._is_older(flow)
+        sender = "" if older else self._hear(flow, said)
+        self.connections.append(
+            Connection(
+                flow,
+                said,
+                sender,
+                problems=tuple(self._by_flow.get(id(flow), ())),
+                stranger=self.strangers > before,
+                older=older,
+            )
+        )
+
+    def _is_older(self, flow: Flow) -> bool:
+        """Say whether the kernel had it before, and it is one of ours."""
+        ends = (flow.client, flow.client_port, flow.server, flow.server_port)
+        ours = {flow.client, flow.server} & self._holders.keys()
+        return flow.initial is None and bool(ours) and ends in self._case.older
+
+    def _hear(self, flow: Flow, said: Dialogue) -> str:
+        """Judge a connection; return whose it is."""
         holder = self._holders.get(flow.client)
         if holder is None and flow.client in self._others:
             self.strangers += 1
-            return
-        said = dialogue.read(flow.said, flow.answered)
+            return ""
         named = [name for name in said.helo if name in self.accounts]
         for name in named:
             self._charge(self.accounts[name], flow, said)
         if named:
-            return
+            return self.accounts[named[0]].sender.name
         if holder is not None:
             self._nameless(self.accounts[holder.says], flow, said)
-        elif flow.server in self._holders:
+            return holder.name
+        if flow.server in self._holders:
             self.strangers += 1
-        else:
-            whose = "an address of nobody here"
-            if public := self._public.get(flow.client):
-                whose = f"the public address of {', '.join(public)}"
-            self.problems.add(
-                f"came from {flow.client}, {whose}, and {_said(said)}", flow
-            )
+            return ""
+        whose = "an address of nobody here"
+        if public := self._public.get(flow.client):
+            whose = f"the public address of {', '.join(public)}"
+        self.problems.add(f"came from {flow.client}, {whose}, and {_said(said)}", flow)
+        return ""
+
+    def compare(self) -> list[Testimony]:
+        """Let the witnesses of each message speak; who dissents is a problem."""
+        case = self._case
+        senders = {sender.name: sender for sender in case.senders}
+        owners = {
+            MACHINE if sender.context == "machine" else sender.name: sender.name
+            for sender in case.senders
+        }
+        hearing = Hearing(
+            connections=[
+                Heard(each.flow, each.said, each.sender)
+                for each in self.connections
+                if each.sender
+            ],
+            standing={
+                name: Standing(name, frozenset(sender.expected), sender.outside)
+                for name, sender in senders.items()
+            },
+            owners=owners,
+            received=case.received or (),
+            window=case.window,
+        )
+        messages, unseen = witnesses.compare(hearing, case.sockets or ())
+        for each in messages:
+            if each.dissent and each.sender in senders:
+                account = self.accounts[senders[each.sender].says]
+                account.problems.add(each.sentence())
+        for sentence in unseen:
+            self.problems.add(sentence)
+        return messages
 
     def _charge(self, account: _Account, flow: Flow, said: Dialogue) -> None:
         """Take a connection that is a sender's by its EHLO."""
