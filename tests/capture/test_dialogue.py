@@ -2,7 +2,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from vnsmail.capture.dialogue import Dialogue, printable, read
+from vnsmail.capture.dialogue import Dialogue, read
+from vnsmail.capture.fields import printable
 
 GREETING = b"220 mx.example ESMTP\r\n"
 EHLO = b"250-mx.example\r\n250-PIPELINING\r\n250 SIZE\r\n"
