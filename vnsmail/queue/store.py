@@ -269,6 +269,9 @@ class QueueStore:
             self._connection.execute("BEGIN IMMEDIATE")
             self._tables.begun()
             leaving = [path for change in changes for path in self._apply(change)]
+            arriving_now = [(each.envelope, each.body) for each in accepts(changes)]
+            if arriving_now:
+                self._tables.insert(arriving_now)
             committing = True
             self._connection.execute("COMMIT")
             self._tables.committed()
@@ -383,10 +386,10 @@ class QueueStore:
                 accept.body.discard()
 
     def _apply(self, change: Change) -> Iterator[Path]:
+        """Make a change, but for the messages that it adds."""
         if isinstance(change, Accept):
             if change.token:
                 self._tables.take(change.token, change.envelope)
-            self._tables.insert(change.envelope, change.body)
             return
         if isinstance(change, Alter):
             change.act(self._tables)
@@ -395,8 +398,6 @@ class QueueStore:
             yield self._bodies / change.message_id
         if change.warned:
             self._tables.set_warned(change.message_id)
-        for accept in change.accept:
-            self._tables.insert(accept.envelope, accept.body)
 
     # Questions ------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ cannot be made while the others of its batch can.
 # ruff: noqa: S608  what is put into statements is all ours
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,7 @@ from vnsmail.model import (
     Verdict,
 )
 from vnsmail.queue import selection
+from vnsmail.queue.arrival import Arrivals
 from vnsmail.queue.body import Body
 from vnsmail.queue.envelope import (
     Due,
@@ -37,7 +38,6 @@ from vnsmail.queue.envelope import (
     QueuedMessage,
     QueuedRecipient,
     Walk,
-    destination,
 )
 from vnsmail.queue.selection import HELD_UNTIL, Selection
 
@@ -190,6 +190,7 @@ class Tables:
 
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection = connection
+        self._arrivals = Arrivals(connection)
         self._path = connection.db_filename("main") or ""
         self._counted: list[int] | None = None
         """Messages, recipients, deferred, octets; None: to be counted."""
@@ -198,44 +199,20 @@ class Tables:
 
     # Changes: to be called within a transaction ---------------------------------
 
-    def insert(self, envelope: Envelope, body: Body) -> None:
-        """Add a message; every recipient is due at once.
-
-        A recipient given twice is kept once (RFC 5321 section 4.1.1.3 lets us).
+    def insert(self, arriving: Sequence[tuple[Envelope, Body]]) -> None:
+        """Add messages, all or none; see Arrivals.
 
         Raises:
-            Refused: the id is in the queue already, or an address is no text.
+            Refused: an id is in the queue already, or an address is no text.
         """
-        execute = self._connection.execute
         try:
-            execute(
-                "INSERT INTO message (id, owner, sender, received_at, eight_bit,"
-                " smtputf8, size, file_size, priority, ret, envid)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    envelope.id,
-                    envelope.owner,
-                    envelope.sender,
-                    envelope.received_at,
-                    int(envelope.eight_bit),
-                    int(envelope.smtputf8),
-                    body.size,
-                    body.file_size,
-                    int(envelope.priority),
-                    envelope.ret or "",
-                    envelope.envid,
-                ),
-            )
-            number = self._connection.last_insert_rowid()
-            execute("INSERT INTO head VALUES (?, ?)", (number, body.head))
-            rows = list(_recipient_rows(number, envelope))
-            self._connection.executemany(
-                "INSERT INTO recipient VALUES (?, ?, ?, 0, ?, NULL, ?, ?, ?, ?)", rows
-            )
-            self._count(1, len(rows), 0, body.size)
+            recipients = self._arrivals.insert(arriving)
         except (apsw.ConstraintError, UnicodeEncodeError) as error:
-            problem = f"message {envelope.id} cannot be added: {error}"
+            ids = ", ".join(envelope.id for envelope, _ in arriving)
+            problem = f"message {ids} cannot be added: {error}"
             raise Refused(QueueUnavailable(self._path, problem)) from None
+        size = sum(body.size for _, body in arriving)
+        self._count(len(arriving), recipients, 0, size)
 
     def take(self, token: str, envelope: Envelope) -> None:
         """Note that a message was taken that somebody may hand over again.
@@ -584,24 +561,6 @@ class Tables:
             ),
         )
         return QueuedMessage(envelope, row.size, recipients, row.held)
-
-
-def _recipient_rows(
-    number: int, envelope: Envelope
-) -> Iterator[tuple[int, int, str, float, str, int, str, str]]:
-    requests = {request.recipient: request for request in envelope.requests}
-    for position, address in enumerate(dict.fromkeys(envelope.recipients)):
-        asked = requests.get(address)
-        yield (
-            number,
-            position,
-            address,
-            envelope.received_at,
-            destination(address),
-            int(envelope.priority),
-            ",".join(asked.notify) if asked else "",
-            asked.orcpt if asked else "",
-        )
 
 
 def _words(notify: str) -> tuple[Notify, ...]:
