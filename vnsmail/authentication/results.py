@@ -19,6 +19,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]+")
 _BASE64 = re.compile(r"[A-Za-z0-9+/=]+")
 _LOCAL_PART = re.compile(r"[A-Za-z0-9._+-]+")
 _WIDTH = 78
+_NAME = b"authentication-results"
 _FORGED = re.compile(rb"authentication-results[ \t]*:", re.IGNORECASE)
 
 
@@ -149,6 +150,10 @@ def forged(front: bytes, own: Collection[str]) -> tuple[tuple[int, int], ...]:
         front: the message, or enough of its front to hold its header block.
         own: our names, in lower case.
     """
+    # Most messages have no such field at all, and the look at each line is not free.
+    blank = front.find(b"\r\n\r\n")
+    if _NAME not in (front if blank < 0 else front[:blank]).lower():
+        return ()
     found: list[tuple[int, int]] = []
     at = 0
     while at < len(front) and not front.startswith(b"\r\n", at):

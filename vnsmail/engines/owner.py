@@ -192,6 +192,7 @@ class OwnerService:
             may_begin=self._allowed().may_begin,
             admitted=self._counted().came_in,
             tell=self._tell,
+            keep_soon=self._keep_soon,
         )
         if self._facts.listen:
             await self._listen(self._reception, self._facts, self._facts.addresses)
@@ -486,23 +487,65 @@ class OwnerService:
         the recipients are.
         """
         size = body.size
-        sending = self._sends(envelope)
         queue, allowance = self._opened(), self._allowed()
         try:
             if not allowance.fits(size):
                 allowance.recount((await queue.counts()).bytes)
-            allowance.take(size, time.time(), for_sending=sending)
-        except BaseException as error:
+        except BaseException:
             body.discard()
-            if isinstance(error, LimitReached):
-                self._counted().refused()
             raise
+        sending = self._take_room(envelope, body)
         kept = False
         try:
             await queue.accept(envelope, body, token)
             kept = True
         finally:
-            allowance.done(size, time.time(), for_sending=sending, kept=kept)
+            self._taken(envelope, body, size, sending=sending, kept=kept)
+
+    def _keep_soon(
+        self, envelope: Envelope, body: Body
+    ) -> "asyncio.Future[None] | None":
+        """Do the same without a task; None where something else is to be waited for."""
+        size = body.size
+        queue = self._opened()
+        if body.file is not None or not self._allowed().fits(size):
+            return None
+        sending = self._take_room(envelope, body)
+
+        def done(going: "asyncio.Future[None]") -> None:
+            kept = not going.cancelled() and going.exception() is None
+            self._taken(envelope, body, size, sending=sending, kept=kept)
+
+        try:
+            going = queue.accept_soon(envelope, body)
+        except QueueUnavailable:
+            self._taken(envelope, body, size, sending=sending, kept=False)
+            raise
+        going.add_done_callback(done)
+        return going
+
+    def _take_room(self, envelope: Envelope, body: Body) -> bool:
+        """Take room for a message; return whether it counts as one that is sent.
+
+        Raises:
+            LimitReached: there is none; the body is discarded.
+        """
+        sending = self._sends(envelope)
+        try:
+            self._allowed().take(body.size, time.time(), for_sending=sending)
+        except LimitReached:
+            body.discard()
+            self._counted().refused()
+            raise
+        return sending
+
+    def _taken(
+        self, envelope: Envelope, body: Body, size: int, *, sending: bool, kept: bool
+    ) -> None:
+        """Go on with a message that is on disk, or is not."""
+        self._allowed().done(size, time.time(), for_sending=sending, kept=kept)
+        if not kept:
+            return
         self._counted().accepted(size)
         if self._agent is not None:
             self._agent.hand_over(envelope, body)

@@ -19,7 +19,7 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
@@ -77,7 +77,7 @@ Ask: TypeAlias = Callable[[Question], Awaitable[Answer]]
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class AuthenticationFacts:
     """Whose mail is looked at, and what follows from what is found."""
 
@@ -90,6 +90,11 @@ class AuthenticationFacts:
     """Domains whose ARC seal counts more than a failure of DMARC."""
     folder: Path
     """For a body that has to be written anew."""
+
+    @cached_property
+    def own_names(self) -> frozenset[str]:
+        """All names in which nobody else may speak."""
+        return self.names | {self.host}
 
 
 class Authenticator:
@@ -118,6 +123,14 @@ class Authenticator:
         self._clock = clock
         self._chance = chance
 
+    def is_nothing_to_do(self, body: Body, front: bytes) -> bool:
+        """Say whether a stranger's message can be kept as it is, as far as is seen at once."""
+        if self.facts.policy is not Authentication.NONE:
+            return False
+        if b"\r\n\r\n" not in front and len(front) != body.size:
+            return False
+        return not forged(front, self.facts.own_names)
+
     async def cleaned(self, body: Body, front: bytes) -> tuple[Body, bytes]:
         """Return a message, and its front, without fields that claim to be ours.
 
@@ -127,7 +140,7 @@ class Authenticator:
             QueueUnavailable: it cannot be read or written.
         """
         front = await front_of(body, front, self._executor)
-        spans = forged(front, self.facts.names | {self.facts.host})
+        spans = forged(front, self.facts.own_names)
         if not spans:
             return body, front
         log.info("forged.removed", owner=self.facts.owner, fields=len(spans))

@@ -52,6 +52,19 @@ class Examining:
     ) -> Recipient | Reply | Later:
         return self.inner.may_receive(client, sender, recipient)
 
+    def examine_at_once(
+        self, client: Client, envelope: Envelope, body: Body, front: bytes
+    ) -> Examined | Reply | None:
+        """Ask the inner policy, where nothing else is to be done; see Policy."""
+        if client.role is not Role.MX or client.user:
+            return None
+        nothing = client.address is None or self.authenticator.is_nothing_to_do(
+            body, front
+        )
+        if not nothing:
+            return None
+        return self.inner.examine_at_once(client, envelope, body, front)
+
     async def examine(
         self, client: Client, envelope: Envelope, body: Body, front: bytes
     ) -> Examined | Reply:

@@ -14,7 +14,7 @@ from vnsmail.errors import LimitReached, QueueUnavailable, VnsmailError
 from vnsmail.events.record import Accepted, at, named, untold
 from vnsmail.inbound import allowance
 from vnsmail.inbound.accept import Aliased, Taken
-from vnsmail.inbound.policy import Client, Recipient, Relayed
+from vnsmail.inbound.policy import Client, Examined, Recipient, Relayed
 from vnsmail.inbound.shared import ReceiverFacts, Shared
 from vnsmail.inbound.spool import FRONT, Spool
 from vnsmail.log import logger
@@ -86,7 +86,7 @@ def completion(client: Client, name: str, now: float) -> Completion | None:
     return Completion(Missing.of(now, unique, name, client.user))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Arrived:
     """A message that is whole, and who brought it."""
 
@@ -97,57 +97,133 @@ class Arrived:
     """The client said EHLO."""
 
 
-async def keep(arrived: Arrived, shared: Shared, named: asyncio.Event) -> str | Reply:
-    """Keep a message; return its queue id, or the reply that refuses it.
+class Keeping:
+    """A message on its way from the session to the disk.
+
+    Most need nothing but the disk: ``at_once`` hands such a one over, without a task. For
+    the others ``later`` waits: for a name, for what an examination asks, for a file.
 
     Args:
         arrived: the message.
         shared: of the owner who takes it.
         named: set when ``client.reverse_name`` is settled.
     """
-    try:
-        return await _kept(arrived, shared, named)
-    except QueueUnavailable as error:
-        return _not_kept(shared, error, NO_ROOM)
-    except LimitReached as error:
-        return _not_kept(shared, error, allowance.reply(error))
-    except VnsmailError as error:
-        return _not_kept(shared, error, TROUBLE)
-    except Exception:  # one message's fault must not end the others
-        log.exception("message.fault", peer=arrived.client.literal)
-        return TROUBLE
 
+    __slots__ = ("_arrived", "_body", "_envelope", "_named", "_shared", "_size")
 
-def _not_kept(shared: Shared, error: VnsmailError, reply: Reply) -> Reply:
-    owner = shared.facts.owner
-    log.warning("message.not_kept", owner=owner, reason=str(error))
-    return reply
+    _envelope: Envelope
+    """As it is kept."""
+    _size: int
+    """Octets of what is kept."""
 
+    def __init__(self, arrived: Arrived, shared: Shared, named: asyncio.Event) -> None:
+        self._arrived = arrived
+        self._shared = shared
+        self._named = named
+        self._body: Body | None = None
+        """As it came, once it is whole."""
 
-async def _kept(arrived: Arrived, shared: Shared, named: asyncio.Event) -> str | Reply:
-    spool, client = arrived.transaction.spool, arrived.client
-    if spool is None:
-        raise RuntimeError("a message without a body")
-    if not named.is_set():
-        await named.wait()
-    body = await spool.finish()
-    facts = shared.facts
-    try:
-        envelope = _envelope(arrived, facts, shared.clock())
-        answer = _problem(spool.front, body, facts.name) or await facts.asked.examine(
-            client, envelope, body, spool.front
-        )
+    def at_once(self) -> "asyncio.Future[None] | Reply | None":
+        """Hand the message over, or refuse it, if nothing has to be waited for before.
+
+        Returns the future of the disk, for ``outcome``; the reply that refuses it; or
+        None: ask ``later``.
+        """
+        try:
+            return self._at_once()
+        except Exception as error:  # noqa: BLE001  one message's fault ends no others
+            return self._failed(error)
+
+    async def later(self) -> str | Reply:
+        """Keep the message; return its queue id, or the reply that refuses it."""
+        try:
+            refusal = await self._later()
+        except Exception as error:  # noqa: BLE001  as above
+            return self._failed(error)
+        return self._kept() if refusal is None else refusal
+
+    def outcome(self, done: "asyncio.Future[None]") -> str | Reply:
+        """Return what came of a message that ``at_once`` handed over, as ``later`` does."""
+        if done.cancelled():
+            return TROUBLE
+        error = done.exception()
+        return self._kept() if error is None else self._failed(error)
+
+    # Within ------------------------------------------------------------------------
+
+    def _at_once(self) -> "asyncio.Future[None] | Reply | None":
+        spool, shared = self._arrived.transaction.spool, self._shared
+        keep_soon = shared.keep_soon
+        if spool is None or keep_soon is None or not self._named.is_set():
+            return None
+        body = self._body = spool.finish_at_once()
+        if body is None:
+            return None
+        facts = shared.facts
+        answer: Examined | Reply | None = _problem(spool.front, body, facts.name)
+        if answer is None:
+            envelope = _envelope(self._arrived, facts, shared.clock())
+            self._envelope = envelope
+            client = self._arrived.client
+            answer = facts.asked.examine_at_once(client, envelope, body, spool.front)
+        if answer is None:
+            return None
         if isinstance(answer, Reply):
-            body.discard()
             return answer
-        body, envelope = answer.body, answer.envelope or envelope
-        whole = body.prefixed(answer.fields + _trace(arrived, envelope, facts))
-    except BaseException:
-        body.discard()
-        raise
-    await shared.keep(envelope, whole)
-    _tell(arrived, envelope, whole.size, shared)
-    return envelope.id
+        whole = self._whole(answer)
+        return keep_soon(self._envelope, whole)
+
+    async def _later(self) -> Reply | None:
+        spool, shared = self._arrived.transaction.spool, self._shared
+        if spool is None:
+            raise RuntimeError("a message without a body")
+        if not self._named.is_set():
+            await self._named.wait()
+        if self._body is None:
+            self._body = await spool.finish()
+        body, facts = self._body, shared.facts
+        try:
+            self._envelope = _envelope(self._arrived, facts, shared.clock())
+            answer = _problem(
+                spool.front, body, facts.name
+            ) or await facts.asked.examine(
+                self._arrived.client, self._envelope, body, spool.front
+            )
+            if isinstance(answer, Reply):
+                body.discard()
+                return answer
+            body = answer.body
+            whole = self._whole(answer)
+        except BaseException:
+            body.discard()
+            raise
+        await shared.keep(self._envelope, whole)
+        return None
+
+    def _whole(self, examined: Examined) -> Body:
+        """Return a message with all that stands in front of it."""
+        if examined.envelope is not None:
+            self._envelope = examined.envelope
+        trace = _trace(self._arrived, self._envelope, self._shared.facts)
+        whole = examined.body.prefixed(examined.fields + trace)
+        self._size = whole.size
+        return whole
+
+    def _kept(self) -> str:
+        _tell(self._arrived, self._envelope, self._size, self._shared)
+        return self._envelope.id
+
+    def _failed(self, error: BaseException) -> Reply:
+        """Return what is said of an error, and tell the log why."""
+        if not isinstance(error, VnsmailError):
+            peer = self._arrived.client.literal
+            log.error("message.fault", peer=peer, exc_info=error)
+            return TROUBLE
+        owner = self._shared.facts.owner
+        log.warning("message.not_kept", owner=owner, reason=str(error))
+        if isinstance(error, LimitReached):
+            return allowance.reply(error)
+        return NO_ROOM if isinstance(error, QueueUnavailable) else TROUBLE
 
 
 def _tell(arrived: Arrived, envelope: Envelope, size: int, shared: Shared) -> None:

@@ -19,6 +19,7 @@ from vnsmail.inbound.session import MX, Receiver
 from vnsmail.inbound.shared import (
     Door,
     Keep,
+    KeepSoon,
     MayBegin,
     ReceiverFacts,
     ReverseName,
@@ -49,6 +50,7 @@ class Reception:
         may_begin: turns messages away before their bodies come.
         admitted: called for each client that is let in.
         tell: takes what is to stand in the event log.
+        keep_soon: does as ``keep`` without a task, where it can.
     """
 
     def __init__(
@@ -62,8 +64,10 @@ class Reception:
         may_begin: MayBegin | None = None,
         admitted: Callable[[], None] | None = None,
         tell: Tell = untold,
+        keep_soon: KeepSoon | None = None,
     ) -> None:
         self._shared = Shared(facts, keep, reverse_name, executor, clock, tell=tell)
+        self._shared.keep_soon = keep_soon
         if may_begin is not None:
             self._shared.may_begin = may_begin
         if admitted is not None:

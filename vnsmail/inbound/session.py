@@ -18,15 +18,16 @@ remote alike.
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar, cast
 
 from vnsmail.inbound.deadline import Deadline
 from vnsmail.inbound.keeping import (
     TROUBLE,
     Arrived,
+    Keeping,
     Transaction,
     completion,
-    keep,
 )
 from vnsmail.inbound.policy import (
     Challenge,
@@ -346,9 +347,19 @@ class Receiver(asyncio.Protocol):
         self._session.accept()
 
     def _received(self, event: MessageReceived) -> None:
-        self._ours = True
         transaction, self._transaction = self._transaction, Transaction()
-        self._shared.start(self._answer_message(event, transaction))
+        arrived = Arrived(event, transaction, self._client, self._session.extended)
+        keeping = Keeping(arrived, self._shared, self._named or self._look_up())
+        going = keeping.at_once()
+        if isinstance(going, Reply):
+            self._session.reject(going)
+            return
+        self._ours = True
+        if going is None:
+            self._shared.start(self._keep(keeping))
+        else:
+            self._shared.tasks.add(going)
+            going.add_done_callback(partial(self._kept_at_once, keeping))
 
     def _answer_tls(self, _: TlsRequested) -> None:
         tls = self._shared.facts.tls
@@ -510,12 +521,14 @@ class Receiver(asyncio.Protocol):
 
     # A message ---------------------------------------------------------------------------
 
-    async def _answer_message(
-        self, event: MessageReceived, transaction: Transaction
-    ) -> None:
-        arrived = Arrived(event, transaction, self._client, self._session.extended)
-        named = self._named or self._look_up()
-        kept = await keep(arrived, self._shared, named)
+    async def _keep(self, keeping: Keeping) -> None:
+        self._answer_message(await keeping.later())
+
+    def _kept_at_once(self, keeping: Keeping, done: "asyncio.Future[None]") -> None:
+        self._shared.tasks.discard(done)
+        self._answer_message(keeping.outcome(done))
+
+    def _answer_message(self, kept: str | Reply) -> None:
         self._ours = False
         if isinstance(kept, Reply):
             self._session.reject(kept)

@@ -42,6 +42,10 @@ REVERSE_NAMES = 4096
 Keep: TypeAlias = Callable[[Envelope, Body], Awaitable[None]]
 """Makes a message durable; the body is its own from then on, also if it fails."""
 
+KeepSoon: TypeAlias = Callable[[Envelope, Body], "asyncio.Future[None] | None"]
+"""Does so without a task: the future is done when the message is durable. None: this one
+has to wait for something before, ask ``Keep``; the body is still the caller's then."""
+
 ReverseName: TypeAlias = Callable[[IPAddress], Awaitable[str | None]]
 """Returns the verified name of an address (Resolver.verified_reverse_name)."""
 
@@ -150,11 +154,12 @@ class Shared:
     may_begin: MayBegin = _always
     admitted: Callable[[], None] = _uncounted
     """Called for each client that is let in."""
+    keep_soon: KeepSoon | None = None
     tell: Tell = untold
     """Takes what is to stand in the event log."""
     admission: Admission[IPAddress | None] = field(default_factory=Admission)
     receivers: set["Receiver"] = field(default_factory=set)
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    tasks: set[asyncio.Future[None]] = field(default_factory=set)
     """What is under way for a session, be it open still or not."""
     names: OrderedDict[IPAddress, tuple[str | None, float]] = field(
         default_factory=OrderedDict

@@ -49,14 +49,15 @@ class Spool:
         self._completion = completion
         self.front = b""
         """The first bytes of the message, once it is finished."""
-        self._writer = BodyWriter(folder, PIECE)
+        self._folder = folder
+        self._writer: BodyWriter | None = None
+        """Of the file, once there is one."""
         self._executor = executor
         self._on_idle = on_idle
         self._loop = asyncio.get_running_loop()
         self._pieces: list[bytes] = []
         self._gathered = 0
         self._writing: asyncio.Future[None] | None = None
-        self._in_file = False
         self._error: BaseException | None = None
         self._unwanted = False
 
@@ -79,6 +80,20 @@ class Spool:
         if self._gathered > PIECE and self._writing is None:
             self._write()
 
+    def finish_at_once(self) -> Body | None:
+        """Do as ``finish`` does where nothing is in a file; None: it is, ask ``finish``."""
+        if (
+            self._writer is not None
+            or self._writing is not None
+            or self._error is not None
+        ):
+            return None
+        if self._completion is not None:
+            self._pieces.append(self._completion.finish())
+        data = self._gather()
+        self.front = data if len(data) <= FRONT else data[:FRONT]
+        return Body(data)
+
     async def finish(self) -> Body:
         """Return the body. It belongs to the caller; nothing may be added after it.
 
@@ -89,22 +104,22 @@ class Spool:
             await asyncio.wait({self._writing})
         if self._error is not None:
             raise self._error
+        if (body := self.finish_at_once()) is not None:
+            return body
         if self._completion is not None:
             self._pieces.append(self._completion.finish())
+        if self._writer is None:
+            raise QueueUnavailable("incoming", "the body was thrown away")
         rest = self._gather()
-        if not self._in_file:
-            self.front = rest[:FRONT]
-            self._writer.write(rest)
-            return self._writer.finish()
-        return await self._in_executor(partial(self._complete, rest))
+        return await self._in_executor(partial(_complete, self._writer, rest))
 
     def discard(self) -> None:
         """Throw away what came."""
         self._unwanted = True
         self._pieces.clear()
-        if self._writing is None and self._in_file:
-            self._in_file = False
-            self._in_executor(self._writer.discard).add_done_callback(_look_at)
+        if self._writing is None and self._writer is not None:
+            discard, self._writer = self._writer.discard, None
+            self._in_executor(discard).add_done_callback(_look_at)
 
     def _gather(self) -> bytes:
         data = b"".join(self._pieces)
@@ -114,9 +129,9 @@ class Spool:
 
     def _write(self) -> None:
         data = self._gather()
-        if not self._in_file:
+        if self._writer is None:
             self.front = data[:FRONT]
-            self._in_file = True
+            self._writer = BodyWriter(self._folder, PIECE)
         self._writing = self._in_executor(partial(self._writer.write, data))
         self._writing.add_done_callback(self._written)
 
@@ -132,18 +147,20 @@ class Spool:
         else:
             self._on_idle()
 
-    def _complete(self, rest: bytes) -> Body:
-        self._writer.write(rest)
-        return self._writer.finish()
-
     def _in_executor(self, function: Callable[[], T]) -> asyncio.Future[T]:
         try:
             return self._loop.run_in_executor(self._executor, function)
         except RuntimeError as error:  # it was shut down
-            self._writer.discard()
+            if self._writer is not None:
+                self._writer.discard()
             failed: asyncio.Future[T] = self._loop.create_future()
             failed.set_exception(QueueUnavailable("incoming", str(error)))
             return failed
+
+
+def _complete(writer: BodyWriter, rest: bytes) -> Body:
+    writer.write(rest)
+    return writer.finish()
 
 
 def _look_at(done: asyncio.Future[None]) -> None:

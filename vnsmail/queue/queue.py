@@ -140,6 +140,17 @@ class Queue:
             await self._sync_bodies([body])
         await self._change(Accept(envelope, body, token))
 
+    def accept_soon(self, envelope: Envelope, body: Body) -> "asyncio.Future[None]":
+        """Add a message whose body is in memory; the future is done as ``accept`` is.
+
+        Raises:
+            QueueUnavailable: it is being closed.
+            ValueError: a part of the body is in a file.
+        """
+        if body.file is not None:
+            raise ValueError("a file has to be synced before")
+        return self._change(Accept(envelope, body))
+
     async def settle(
         self,
         message_id: str,
@@ -196,7 +207,7 @@ class Queue:
                 body.discard()
             raise
 
-    def _change(self, change: Change) -> Awaitable[None]:
+    def _change(self, change: Change) -> "asyncio.Future[None]":
         try:
             self._refuse_if_closed()
         except QueueUnavailable:
