@@ -10,6 +10,7 @@ nothing that waits for a disk runs in it.
 
 import argparse
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -37,6 +38,9 @@ LONGEST_END = 60
 """Seconds that a worker without a supervisor has to finish. It holds queues that the
 next one is to have; then the kernel ends it, whatever it waits for. Nothing that was
 acknowledged is lost by that."""
+
+GARBAGE = 20_000
+"""Objects that are made and not let go of before cycles among them are looked for."""
 
 log = logging.logger("worker")
 
@@ -248,6 +252,10 @@ def main() -> None:
     parser.add_argument("--channel-fd", type=int, required=True)
     arguments = parser.parse_args()
     logging.configure(process="worker")
+    # What is loaded by now stays. And nearly all of a message goes by itself, as nothing
+    # of it refers to itself: to look for what does cost a fifth of the CPU of receiving.
+    gc.freeze()
+    gc.set_threshold(GARBAGE, 50, 50)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_main(arguments.channel_fd))
 

@@ -27,12 +27,14 @@ class Deadline:
         self._on_late = on_late
         self._loop = asyncio.get_running_loop()
         self._whole = whole
-        self._end = self._loop.time() + whole
+        self._time = self._loop.time
+        self._end = self._time() + whole
         self._at = 0.0
         self._seconds = 0.0
         self._running = False
         self._timer: asyncio.TimerHandle | None = None
-        self._rings_at = 0.0
+        self._rings_at = inf
+        """When the timer rings; infinity: there is none."""
 
     @property
     def running(self) -> bool:
@@ -43,9 +45,11 @@ class Deadline:
         """Give the client that many seconds from now."""
         self._running = True
         self._seconds = seconds
-        self._at = min(self._loop.time() + seconds, self._end)
-        if self._timer is None or self._rings_at > self._at:
-            self._ring_at(self._at)
+        at = self._time() + seconds
+        at = min(at, self._end)
+        self._at = at
+        if self._rings_at > at:
+            self._ring_at(at)
 
     def came(self, count: int) -> None:
         """Give the client the time that so many bytes may take, within the limit."""
@@ -66,6 +70,7 @@ class Deadline:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+            self._rings_at = inf
 
     def _ring_at(self, when: float) -> None:
         if self._timer is not None:
@@ -75,6 +80,7 @@ class Deadline:
 
     def _ring(self) -> None:
         self._timer = None
+        self._rings_at = inf
         if not self._running:
             return
         if self._at > self._loop.time():

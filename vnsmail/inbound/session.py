@@ -268,18 +268,16 @@ class Receiver(asyncio.Protocol):
             return
         session = self._session
         data = session.data_to_send()
-        closing = session.closing
+        if self._tls is None and session.going_on:
+            if data:
+                self._deadline.restart(self._shared.facts.command_timeout)
+                transport.write(data)
+            self._regulate()
+            return
         if data:
             self._deadline.restart(self._shared.facts.command_timeout)
-        if self._tls is not None:
-            if data:
-                self._tls.send(data)
-            if closing:
-                self._tls.close()
-            data = self._tls.outgoing()
-        if data:
-            transport.write(data)
-        if closing:
+        self._write_wrapped(data)
+        if session.closing:
             self._closing = True
             self._deadline.restart(LINGER)
             transport.close()
@@ -287,6 +285,16 @@ class Receiver(asyncio.Protocol):
         if session.starting_tls and self._tls is None:
             self._start_tls()
         self._regulate()
+
+    def _write_wrapped(self, data: bytes) -> None:
+        if self._tls is not None:
+            if data:
+                self._tls.send(data)
+            if self._session.closing:
+                self._tls.close()
+            data = self._tls.outgoing()
+        if data and self._transport is not None:
+            self._transport.write(data)
 
     def _start_tls(self) -> None:
         """From here on what comes is the handshake's: the 220 is written."""
@@ -301,12 +309,12 @@ class Receiver(asyncio.Protocol):
     def _regulate(self) -> None:
         """Read only while somebody can take what comes; wait only for the client."""
         transport = self._transport
-        if transport is None or self._lost or transport.is_closing():
+        if transport is None or self._lost:
             return
         spool = self._transaction.spool
         ours = self._ours or (spool is not None and spool.busy)
         may_read = self._may_write and not ours
-        if may_read != self._may_read:
+        if may_read != self._may_read and not transport.is_closing():
             self._may_read = may_read
             if may_read:
                 transport.resume_reading()

@@ -80,6 +80,11 @@ class SessionCore:
         return self._state is State.ENDED
 
     @property
+    def going_on(self) -> bool:
+        """Neither closing nor starting TLS: what comes is the client's part of a dialogue."""
+        return self._state < State.TLS
+
+    @property
     def in_body(self) -> bool:
         """Whether what comes now belongs to a body, wanted or not."""
         return self._state in _IN_BODY or self._skip > 0

@@ -1,23 +1,24 @@
 """What a server session tells whoever drives it.
 
 Rules of this file: values only. An event that asks waits for one ``accept`` or
-``reject``; an event that tells needs no answer.
+``reject``; an event that tells needs no answer. Some are made for each command of each
+message, so they are msgspec's, which makes them in a fifth of the time.
 """
 
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+import msgspec
+
 from vnsmail.model import Notify, Ret
 from vnsmail.smtp.address import Mailbox
 
 
-@dataclass(frozen=True, slots=True)
-class Connected:
+class Connected(msgspec.Struct, frozen=True):
     """Asks: may this client talk to us at all? Always the first event."""
 
 
-@dataclass(frozen=True, slots=True)
-class MailRequested:
+class MailRequested(msgspec.Struct, frozen=True):
     """Asks: may this sender begin a transaction?"""
 
     sender: Mailbox | None
@@ -33,8 +34,7 @@ class MailRequested:
     """What the sender calls the transaction, as xtext; empty: not given."""
 
 
-@dataclass(frozen=True, slots=True)
-class RecipientRequested:
+class RecipientRequested(msgspec.Struct, frozen=True):
     """Asks: is mail for this recipient taken here?"""
 
     recipient: Mailbox
@@ -44,8 +44,7 @@ class RecipientRequested:
     """Who it was at first, ``type;xtext``; empty: not given."""
 
 
-@dataclass(frozen=True, slots=True)
-class TlsRequested:
+class TlsRequested(msgspec.Struct, frozen=True):
     """Asks: can TLS be begun now?
 
     After ``accept`` the driver writes what is to be sent, takes everything that comes
@@ -73,25 +72,21 @@ class AuthResponse:
     data: bytes = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class AuthAborted:
+class AuthAborted(msgspec.Struct, frozen=True):
     """Tells that the exchange is over: the client gave it up, or sent no base64."""
 
 
-@dataclass(frozen=True, slots=True)
-class DataRequested:
+class DataRequested(msgspec.Struct, frozen=True):
     """Asks: may the body come? There is a recipient at least. Once a message."""
 
 
-@dataclass(frozen=True, slots=True)
-class BodyReceived:
+class BodyReceived(msgspec.Struct, frozen=True):
     """Tells the next bytes of the body, without dot-stuffing; never empty."""
 
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class MessageReceived:
+class MessageReceived(msgspec.Struct, frozen=True):
     """Asks: is the message, which is whole now, ours to keep?"""
 
     size: int
@@ -101,8 +96,7 @@ class MessageReceived:
     smtputf8: bool
 
 
-@dataclass(frozen=True, slots=True)
-class TransactionAborted:
+class TransactionAborted(msgspec.Struct, frozen=True):
     """Tells that the transaction is over without a message: throw away what came.
 
     The client gave it up or is gone, or the session refuses the body; it still answers
@@ -110,8 +104,7 @@ class TransactionAborted:
     """
 
 
-@dataclass(frozen=True, slots=True)
-class SessionEnded:
+class SessionEnded(msgspec.Struct, frozen=True):
     """Tells that nothing more comes. The last event."""
 
     clean: bool

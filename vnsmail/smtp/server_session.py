@@ -89,6 +89,10 @@ _ACCEPTED: Mapping[type[Question], _Accepted] = {
 }
 
 
+_HINDERED = {Connected, TlsRequested, DataRequested}
+"""Where a yes may not come to what was asked."""
+
+
 class ServerSession(Commands):
     """One session, from the connection to its end."""
 
@@ -106,9 +110,11 @@ class ServerSession(Commands):
             RuntimeError: no question is open.
         """
         question = self._answered()
-        if question is None or self._hindered(question):
+        if question is None:
             return
         kind = type(question)
+        if kind in _HINDERED and self._hindered(question):
+            return
         accepted = _ACCEPTED[kind]
         if text or enhanced or not accepted.reply:
             self._output.append(self._yes(accepted, text, enhanced))
@@ -121,7 +127,8 @@ class ServerSession(Commands):
         elif accepted.step is EndOfAuth:
             self.signed_in = True
         self._state = TRANSITIONS[self._state][accepted.step]
-        self._go_on()
+        if self._eof or self._at < len(self._input) or self._farewell is not None:
+            self._go_on()
 
     def _hindered(self, question: Question) -> bool:
         """Do what follows from a yes where that is no reply, or another one."""
