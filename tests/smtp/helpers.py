@@ -145,7 +145,7 @@ def in_words(event: Event, body: bytes = b"") -> str:
             return PLAIN_WORDS[type(event)]
 
 
-PLAIN_WORDS = {
+PLAIN_WORDS: dict[type, str] = {
     Connected: "connected",
     DataRequested: "data",
     TransactionAborted: "aborted",

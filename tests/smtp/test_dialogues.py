@@ -24,7 +24,7 @@ FILES = sorted((Path(__file__).parent / "dialogues").glob("*.txt"))
 
 ESCAPES = {"r": "\r", "n": "\n", "t": "\t", "0": "\0", "\\": "\\"}
 
-KINDS = {
+KINDS: dict[type, str] = {
     Connected: "connect",
     MailRequested: "mail",
     RecipientRequested: "rcpt",
