@@ -128,6 +128,13 @@ def _fetch(package: str, folder: Path) -> None:
     raise RuntimeError(f"cannot fetch {package}: {problem.strip()}")
 
 
+def installed(names: Sequence[str]) -> tuple[str, ...]:
+    """Return a command that runs another where these servers are as if installed."""
+    lower = ":".join(str(unpacked(name) / "usr") for name in names)
+    mounting = f"mount -t overlay -o lowerdir={lower}:/usr overlay /usr"
+    return ("unshare", "--mount", "sh", "-ec", f'{mounting}; exec "$@"', "sh")
+
+
 # From a test --------------------------------------------------------------------------
 
 

@@ -212,6 +212,26 @@ class Authentication(StrEnum):
     """And what its author's domain wants refused (DMARC, p=reject) is refused."""
 
 
+class Engine(StrEnum):
+    """What sends a virtual host's mail to other servers."""
+
+    NATIVE = "native"
+    """Ours."""
+    SENDMAIL = "sendmail"
+    POSTFIX = "postfix"
+    EXIM = "exim"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the engine of that name; raises BadInput for any other."""
+        try:
+            return cls(text)
+        except ValueError:
+            raise BadInput(
+                "engine", text, f"choose one of {', '.join(e.value for e in cls)}"
+            ) from None
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a virtual host may use of the machine; None is as much as there is."""
@@ -317,6 +337,9 @@ class VirtualHost:
     helo: HostName | None = None
     """What it calls itself to remotes and clients (RFC 5321 section 4.1.1.1); None is
     its name."""
+    engine: Engine = Engine.NATIVE
+    """What sends its mail; a real mail server runs in its context, with a queue of its
+    own, and gets what its users send from ours."""
 
     @property
     def says(self) -> HostName:

@@ -175,6 +175,7 @@ PLAIN = {
     "resolvers": [],
     "source_check": "strict",
     "authentication": "mark",
+    "engine": "native",
     "public_addresses": [],
     "limits": {},
     "suspended": False,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vnsmail.broker.client import SourceSocket
-from vnsmail.errors import VnsmailError
+from vnsmail.errors import SourceUnavailable, VnsmailError
 from vnsmail.model import Family
 
 CUT = "cut"
@@ -251,6 +251,9 @@ class Loopback:
         self.connect_errno = 0
         self.asked: list[tuple[str, Family]] = []
         self.given: list[socket.socket] = []
+
+    async def engine(self, owner: str) -> SourceSocket:
+        raise SourceUnavailable(owner, "its engine", 111)
 
     async def connectable(self, owner: str, family: Family) -> SourceSocket:
         self.asked.append((owner, family))

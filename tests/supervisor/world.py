@@ -110,6 +110,7 @@ class FakeServices:
 
     def __init__(self):
         self.problems: dict[str, str] = {}
+        self.engines = None
         self.served = {}
         self.queued = {}
         self.errors: deque[BaseException | None] = deque()

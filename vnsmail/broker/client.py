@@ -121,6 +121,19 @@ class SocketClient:
         kind = socket.SOCK_DGRAM if transport == "udp" else socket.SOCK_STREAM
         return _socket(fd, DOMAINS[6 if ":" in server else 4], kind)
 
+    async def engine(self, owner: str) -> SourceSocket:
+        """Return a Unix socket on which the owner's engine speaks SMTP.
+
+        Raises:
+            SourceUnavailable: its engine does not run now.
+            BrokerRefused: this worker does not own ``owner``, or it has no engine.
+            BrokerGone: there is no broker now.
+        """
+        answer, fd = await self._ask(lambda number: protocol.OpenEngine(number, owner))
+        _source(answer, owner, "its engine")
+        sock = _socket(fd, socket.AF_UNIX, socket.SOCK_STREAM)
+        return SourceSocket(sock, owner, None)
+
     async def _ask(
         self, request: Callable[[int], protocol.WorkerRequest]
     ) -> tuple[protocol.WorkerAnswer, int]:

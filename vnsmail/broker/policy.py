@@ -65,6 +65,17 @@ class Resolver:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineSocket:
+    """Open a Unix socket connected to an owner's engine."""
+
+    path: str
+    namespace: str = ""
+    identity: int = 0
+    source: str | None = None
+    """It has none."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Granted:
     """A grant that was found to be sound."""
 
@@ -75,9 +86,10 @@ class _Granted:
     mark: int = 0
     resolvers: frozenset[IPAddress] = frozenset()
     identity: int = 0
+    engine: str = ""
 
 
-Opening: TypeAlias = Connectable | Listener | Resolver
+Opening: TypeAlias = Connectable | Listener | Resolver | EngineSocket
 Refusal: TypeAlias = protocol.Refused | protocol.Unavailable
 
 
@@ -140,6 +152,8 @@ class Policy:
                     return self._listener(worker, request)
                 case protocol.OpenResolver():
                     return self._resolver(worker, request)
+                case protocol.OpenEngine():
+                    return self._engine(worker, request)
         except BrokerRefused as error:
             return refused(request.id, error)
 
@@ -153,6 +167,12 @@ class Policy:
             return Connectable(host.namespace, family, source, host.mark, host.identity)
         reason = f"it has no IPv{request.family} address"
         return protocol.Unavailable(request.id, EAFNOSUPPORT, reason, None)
+
+    def _engine(self, worker: str, request: protocol.OpenEngine) -> EngineSocket:
+        host = self._owned(worker, request.owner)
+        if not host.engine:
+            raise _no("server", f"{request.owner} has no engine but its worker")
+        return EngineSocket(host.engine)
 
     def _listener(self, worker: str, request: protocol.OpenListener) -> Listener:
         host = self._owned(worker, request.owner)
@@ -214,7 +234,7 @@ def _sound(host: HostGrant) -> _Granted:
     """Return what a grant says; raises BrokerRefused for one that cannot be."""
     addresses = [_address(text, "address") for text in host.addresses]
     if host.name == MACHINE:
-        if addresses or host.namespace or host.resolvers:
+        if addresses or host.namespace or host.resolvers or host.engine:
             raise _no("malformed", "the machine's sockets are bound to nothing")
         return _Granted("", frozenset(), dict.fromkeys(Family))
     if not addresses:
@@ -233,6 +253,7 @@ def _sound(host: HostGrant) -> _Granted:
         host.mark,
         resolvers,
         host.identity,
+        host.engine,
     )
 
 

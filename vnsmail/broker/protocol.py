@@ -62,6 +62,8 @@ class HostGrant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     identity: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     """Which its network namespace is (net/namespaces.py): in another of that name no
     socket is opened. 0 in the machine's network, which has no name."""
+    engine: Annotated[str, Meta(max_length=107, pattern=r"^(/[^\x00]*)?\Z")] = ""
+    """Unix socket at which its engine takes mail; empty: the worker is the engine."""
 
 
 # The supervisor asks ----------------------------------------------------------
@@ -161,7 +163,13 @@ class OpenResolver(_Message, frozen=True):
     owner: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{0,253}\Z")] = ""
 
 
-WorkerRequest: TypeAlias = OpenConnectable | OpenListener | OpenResolver
+class OpenEngine(_Message, frozen=True):
+    """A Unix socket connected to the owner's engine, which speaks SMTP there."""
+
+    owner: Name
+
+
+WorkerRequest: TypeAlias = OpenConnectable | OpenListener | OpenResolver | OpenEngine
 
 
 class Opened(_Message, frozen=True):

@@ -33,7 +33,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, assert_never
 
-from vnsmail.broker.policy import Connectable, Listener, Opening, Resolver
+from vnsmail.broker.policy import (
+    Connectable,
+    EngineSocket,
+    Listener,
+    Opening,
+    Resolver,
+)
 from vnsmail.model import Family
 from vnsmail.net.guard_rules import MARK_OPTION
 from vnsmail.net.namespaces import Visitor, identity
@@ -113,6 +119,8 @@ def _open(opening: Opening) -> Result:
                 return _listener(opening)
             case Resolver():
                 return _resolver(opening)
+            case EngineSocket():
+                return _engine(opening)
             case _:
                 assert_never(opening)
     except OSError as error:
@@ -156,6 +164,17 @@ def _connectable(opening: Connectable) -> int:
         if opening.source is not None:
             sock.setsockopt(socket.SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)
             _bind(sock, opening.source)
+        return sock.detach()
+
+
+def _engine(opening: EngineSocket) -> Result:
+    """Connect to an engine. It listens while it runs, so that this waits for nothing."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | _FLAGS) as sock:
+        try:
+            sock.connect(opening.path)
+        except OSError as error:
+            number = error.errno or errno.EIO
+            return Failed(number, "its engine does not take mail at the moment")
         return sock.detach()
 
 

@@ -76,6 +76,13 @@ def create(
             min=1, max=4094, metavar="TAG", help="Tag of its packets on the uplink."
         ),
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="What sends its mail to other servers: **native** (ours), "
+            "**sendmail**, **postfix** or **exim**, run in its context."
+        ),
+    ] = "native",
     no_probe: NoProbe = False,
     dry_run: DryRun = False,
     json: AsJson = False,
@@ -93,6 +100,7 @@ def create(
         mtu=mtu,
         vlan=vlan,
         no_probe=no_probe,
+        engine=engine,
     )
     answer = client.ask(layout_of(context), request, control.Planned)
     _show_plan(answer, json=json, dry_run=dry_run)
@@ -177,6 +185,7 @@ def show(
             "helo": host.name,
             "source_check": "strict",
             "authentication": "mark",
+            "engine": "native",
         }
         known = [
             (key, each)
@@ -196,6 +205,7 @@ def _described(host: VirtualHost) -> dict[str, object]:
         "uplink": host.uplink.value if host.uplink else None,
         "gateways": [str(gateway) for gateway in host.gateways],
         "helo": host.says,
+        "engine": host.engine.value,
         "mtu": host.mtu,
         "vlan": host.vlan,
         "resolvers": [str(each) for each in host.resolvers],

@@ -185,6 +185,23 @@ def resume(
     _show(answer, name, request, json)
 
 
+@app.command("set-engine")
+def set_engine(
+    context: typer.Context,
+    name: Name,
+    engine: Annotated[str, typer.Argument(help="native, sendmail, postfix or exim.")],
+    dry_run: DryRun = False,
+    json: AsJson = False,
+) -> None:
+    """Choose what sends a virtual host's mail to other servers.
+
+    Mail that is queued with us stays queued and goes by the new engine. An engine that
+    still has mail of its own is not taken away.
+    """
+    changes: dict[str, Value] = {"engine": engine}
+    _change(layout_of(context), name, changes, dry_run=dry_run, json=json)
+
+
 @address.command("add")
 def add_address(
     context: typer.Context,

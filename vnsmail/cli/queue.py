@@ -421,5 +421,7 @@ def _queued(layout: Layout, host: str | None) -> int:
         client.ask(layout, control.ListQueue(host, 1), control.QueueListed)
     found = client.ask(layout, control.GetStatus(), control.Status)
     return sum(
-        report.messages for report in found.owners if host in {None, report.owner}
+        report.messages + report.engine_messages
+        for report in found.owners
+        if host in {None, report.owner}
     )

@@ -137,7 +137,9 @@ class Attempts:
         hops = await route(
             domain, self._facts, self._resolver, self._shuffle, self._rules
         )
-        if not isinstance(hops, Outcome) and self._security is not None:
+        secured = self._security is not None and not self._facts.engine
+        if not isinstance(hops, Outcome) and secured:
+            assert self._security is not None  # noqa: S101  see the line above
             relay = self._rules.relay(domain) or ""
             try:
                 hops = await self._security.protect(domain, hops, relay)

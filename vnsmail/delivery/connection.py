@@ -43,6 +43,10 @@ from vnsmail.tls.client import ClientTls, verified
 from vnsmail.tls.layer import CertificateUnusable, TlsFailed, TlsLayer
 from vnsmail.tls.policy import Check, Step
 
+ENGINE_TRIES, ENGINE_PAUSE = 20, 0.5
+"""How often an engine that does not answer is tried again, and seconds between: it may
+be starting."""
+
 QUIT_TIMEOUT = 5.0
 """Seconds a remote has to answer QUIT; the mail is safe, so waiting gains nothing."""
 
@@ -64,6 +68,8 @@ class Sockets(Protocol):
     """Where sockets come from; vnsmail.broker.client.SocketClient in a worker."""
 
     async def connectable(self, owner: str, family: Family) -> SourceSocket: ...
+
+    async def engine(self, owner: str) -> SourceSocket: ...
 
 
 class ConnectionFailed(VnsmailError):
@@ -544,12 +550,12 @@ async def connect_once(
         TlsFailed: it cannot be protected so.
     """
     began = perf_counter()
-    source = await sockets.connectable(facts.owner, hop.family)
+    source = await _source(facts.owner, hop, sockets)
     connection = Connection(hop, facts.name, settings, on_gone, step, tls)
     try:
         await _connect(source, hop, settings)
         connected = perf_counter()
-        connection.source, port = checked_source(source)
+        connection.source, port = ("", 0) if hop.engine else checked_source(source)
         connection.contact = replace(
             connection.contact, source=connection.source, source_port=port
         )
@@ -591,8 +597,30 @@ async def connect_once(
     return connection
 
 
+async def _source(owner: str, hop: Hop, sockets: Sockets) -> SourceSocket:
+    """Return a socket for a hop; an engine may be starting at this moment.
+
+    Raises:
+        SourceUnavailable, BrokerGone, BrokerRefused: there is no socket.
+        ConnectionFailed: the engine does not run.
+    """
+    if not hop.engine:
+        return await sockets.connectable(owner, hop.family)
+    for left in range(ENGINE_TRIES, -1, -1):
+        try:
+            return await sockets.engine(owner)
+        except SourceUnavailable as error:
+            if not left:
+                outcome = say.connection_failed(error.reason, str(hop))
+                raise ConnectionFailed(outcome) from None
+        await asyncio.sleep(ENGINE_PAUSE)
+    raise AssertionError
+
+
 async def _connect(source: SourceSocket, hop: Hop, settings: SmtpSettings) -> None:
     source.sock.setblocking(False)
+    if hop.engine:
+        return  # it was connected by who opened it
     async with asyncio.timeout(settings.connect_timeout):
         await asyncio.get_running_loop().sock_connect(
             source.sock, (str(hop.address), hop.port or settings.port)

@@ -23,6 +23,9 @@ class AgentFacts:
     """Connections that it may have open at a time; None is as many as there is room
     for."""
 
+    engine: str = ""
+    """What takes mail for others in our place (model.Engine); empty: nothing does."""
+
     @property
     def families(self) -> frozenset[Family]:
         """Families it can send from. What the machine can, only the kernel knows."""

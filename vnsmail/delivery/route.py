@@ -49,6 +49,8 @@ class Hop:
     Empty: the address is a site by itself."""
     lmtp: bool = False
     """A store that speaks LMTP (RFC 2033)."""
+    engine: bool = False
+    """The owner's own engine, reached without any network."""
 
     domain: str = field(default="", compare=False)
     """Of the recipients that it is asked for; others may be asked for as well."""
@@ -103,6 +105,8 @@ async def route(
     Order: preference, chance among equals (RFC 5321 section 5.1), and for one
     exchanger IPv6 before IPv4 (RFC 6724 section 2.1, rule 6).
     """
+    if facts.engine:
+        return (_engine(facts),)
     found = await _found(domain, facts, resolver, shuffle, rules)
     if isinstance(found, Outcome) or rules.loopback:
         return found
@@ -112,6 +116,12 @@ async def route(
         text = f"{domain} names {found[0]} as its mail host, which is here"
         return say.failed(550, "5.4.6", text)
     return usable
+
+
+def _engine(facts: AgentFacts) -> Hop:
+    """Return the owner's engine as a hop: at home, so to say."""
+    home = min(facts.sources or facts.addresses, key=lambda each: each.version)
+    return Hop(facts.engine, home, site=f"engine {facts.engine}", engine=True)
 
 
 async def _found(

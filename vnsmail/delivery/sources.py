@@ -95,6 +95,14 @@ class Sources:
             raise hold.error
         return await self._sockets.connectable(owner, family)
 
+    async def engine(self, owner: str) -> SourceSocket:
+        """Return a socket on which the owner's engine speaks SMTP.
+
+        Raises:
+            SourceUnavailable, BrokerGone, BrokerRefused: there is none.
+        """
+        return await self._sockets.engine(owner)
+
     def lost(self, family: Family, error: VnsmailError) -> None:
         """Put a family on hold; one that is needs no second event."""
         if family in self._holds:

@@ -27,6 +27,7 @@ from vnsmail.errors import BadInput, VnsmailError
 from vnsmail.model import (
     Authentication,
     Context,
+    Engine,
     HostName,
     SourceCheck,
     Uplink,
@@ -325,6 +326,8 @@ def entries(host: VirtualHost, users: tuple[str, ...]) -> dict[str, Value]:
         found["uplink"] = host.uplink.value
     if host.context is Context.NAMESPACE or host.gateways:
         found["gateways"] = [str(gateway) for gateway in host.gateways]
+    if host.engine is not Engine.NATIVE:
+        found["engine"] = host.engine.value
     check = host.source_check
     authentication = host.authentication
     limits = {key: n for key, n in asdict(host.limits).items() if n is not None}

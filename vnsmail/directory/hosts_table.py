@@ -15,6 +15,7 @@ from vnsmail.errors import BadInput
 from vnsmail.model import (
     Authentication,
     Context,
+    Engine,
     HostName,
     IPAddress,
     Limits,
@@ -128,6 +129,11 @@ class HostTable(BaseModel):
         description="What becomes of mail from strangers that may not be from whom it "
         "says: none, nothing is checked; mark, what was found is written on it; "
         "reject, and what its author's domain wants refused (DMARC) is refused.",
+    )
+    engine: Engine = Field(
+        Engine.NATIVE,
+        description="What sends its mail to other servers: native, ours; sendmail, "
+        "postfix or exim, that mail server, run in its context.",
     )
     helo: _Helo | None = Field(
         None,

@@ -28,6 +28,7 @@ from vnsmail.errors import NotPrivileged, Taken
 from vnsmail.model import (
     Authentication,
     Context,
+    Engine,
     HostName,
     IPAddress,
     Limits,
@@ -37,7 +38,7 @@ from vnsmail.model import (
     VirtualHost,
 )
 
-VERSION = 3
+VERSION = 4
 
 SCHEMA = """
 CREATE TABLE host (
@@ -55,7 +56,8 @@ CREATE TABLE host (
     suspended INTEGER NOT NULL DEFAULT 0,
     helo TEXT,
     authentication TEXT NOT NULL DEFAULT 'mark',
-    renamed_from TEXT
+    renamed_from TEXT,
+    engine TEXT NOT NULL DEFAULT 'native'
 ) STRICT;
 CREATE TABLE address (
     address TEXT PRIMARY KEY,
@@ -151,6 +153,9 @@ ALTER TABLE host ADD COLUMN authentication TEXT NOT NULL DEFAULT 'mark';
 ALTER TABLE host ADD COLUMN renamed_from TEXT;
 """
     + SINCE_3,
+    3: """
+ALTER TABLE host ADD COLUMN engine TEXT NOT NULL DEFAULT 'native';
+""",
 }
 """What turns the tables of a version into those of the next."""
 
@@ -160,7 +165,7 @@ State = Literal["creating", "active", "destroying"]
 
 _FACTS = (
     "context, link, uplink, mtu, vlan, source_check, suspended,"
-    " messages_per_hour, connections, queue_bytes, helo, authentication"
+    " messages_per_hour, connections, queue_bytes, helo, authentication, engine"
 )
 _OF_A_HOST = ("address", "gateway", "resolver", "public_address", "domain")
 """The tables of what a host has, but for people."""
@@ -221,7 +226,7 @@ class DirectoryReader(PeopleReader, LoginsReader, MovesReader):
         if not rows:
             return None
         context, link, uplink, mtu, vlan, check, suspended, *rest = rows[0]
-        *limits, helo, authentication = rest
+        *limits, helo, authentication, engine = rest
         addresses = self._rows(
             "SELECT address, prefix_length FROM address WHERE host=? ORDER BY position",
             name,
@@ -246,6 +251,7 @@ class DirectoryReader(PeopleReader, LoginsReader, MovesReader):
             suspended=bool(suspended),
             helo=HostName(helo) if helo else None,
             authentication=Authentication(authentication),
+            engine=Engine(engine),
         )
 
     def being_destroyed(self) -> tuple[HostName, ...]:
@@ -484,7 +490,7 @@ class Directory(DirectoryReader, People, Logins, Moves):
             *(host.context, host.link, host.uplink, host.mtu, host.vlan),
             *(host.source_check, host.suspended),
             *(limits.messages_per_hour, limits.connections, limits.queue_bytes),
-            *(host.helo, host.authentication),
+            *(host.helo, host.authentication, host.engine),
         )
         # Not REPLACE: that would take the users with it.
         execute(

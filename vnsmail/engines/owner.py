@@ -722,6 +722,9 @@ class _Counted:
         self._counters.went_out()
         return found
 
+    async def engine(self, owner: str) -> SourceSocket:
+        return await self._sockets.engine(owner)
+
 
 def _agent_facts(facts: OwnerFacts) -> AgentFacts:
     return AgentFacts(
@@ -731,6 +734,7 @@ def _agent_facts(facts: OwnerFacts) -> AgentFacts:
         domains=frozenset(domain.lower() for domain in facts.domains),
         sources=_sources(facts),
         connections=facts.limits.connections,
+        engine=facts.engine,
     )
 
 

@@ -97,6 +97,8 @@ class OwnerFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: Limits = NO_LIMITS
     resolvers: tuple[str, ...] = ()
     """Name servers of its own, asked from its own address; none: those of vnsmail."""
+    engine: str = ""
+    """What takes its mail for others (model.Engine); empty: its worker sends it."""
 
     def __repr__(self) -> str:
         # It has what proves who users are, and a secret.
@@ -317,6 +319,10 @@ class OwnerReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     octets: int = 0
     """Of all messages in the queue together."""
     suspended: bool = False
+    engine: str = ""
+    """What sends for it, if that is not its worker."""
+    engine_messages: int = 0
+    """Messages in the queue of that."""
 
 
 class Tally(msgspec.Struct, forbid_unknown_fields=True):

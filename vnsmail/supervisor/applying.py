@@ -30,6 +30,7 @@ from vnsmail.net.plan import Actual
 from vnsmail.settings import Layout
 from vnsmail.supervisor import control
 from vnsmail.supervisor.converge import Change, Decision, Tenant, decide
+from vnsmail.supervisor.engines import check_installed
 from vnsmail.supervisor.folders import remove_owner
 from vnsmail.supervisor.network import Network, taken_by
 from vnsmail.supervisor.services import Services
@@ -91,6 +92,8 @@ class Applying:
         going = [c.name for c in decision.changes if c.after is None]
         if not request.discard_queue:
             await self._refuse_if_queued(going)
+        for change in decision.changes:
+            await self._check_engine(change)
         if self._existing() != existing:  # a user came or went meanwhile
             return await self.decided(request, actual)
         wanted = {tenant.facts.name for tenant in decision.hosts}
@@ -101,6 +104,20 @@ class Applying:
         ]
         decision = Decision(decision.hosts, (*decision.changes, *leftovers))
         return decision, self._described(decision, actual)
+
+    async def _check_engine(self, change: Change) -> None:
+        """Check that the engine that a host is to have is here, and the other empty.
+
+        Raises:
+            BadInput: it is not.
+        """
+        before = change.before.facts if change.before else None
+        after = change.after.facts if change.after else None
+        if after is None or (before is not None and before.engine is after.engine):
+            return
+        check_installed(after.engine)
+        if before is not None and self._services.engines is not None:
+            await self._services.engines.refuse_if_queued(before)
 
     async def carry_out(
         self, decision: Decision, planned: control.Applied

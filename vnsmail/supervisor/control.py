@@ -41,6 +41,7 @@ class CreateHost(_Message, frozen=True):
     vlan: int | None = None
     no_probe: bool = False
     """Take addresses without asking whether somebody has them."""
+    engine: str = "native"
 
 
 class DestroyHost(_Message, frozen=True):

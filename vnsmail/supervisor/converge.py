@@ -30,7 +30,7 @@ WITHOUT_SOCKETS = frozenset(
     {
         *("domains", "gateways", "mtu", "limits", "suspended"),
         *("resolvers", "source_check", "public_addresses", "helo", "addresses"),
-        "authentication",
+        *("authentication", "engine"),
     }
 )
 """Facts that can change while sockets stay open; addresses that go are drained."""
@@ -159,6 +159,7 @@ def _tenant(declared: DeclaredHost, before: Tenant | None, actual: Actual) -> Te
         suspended=_suspended(table.suspended, before),
         helo=table.helo,
         authentication=table.authentication,
+        engine=table.engine,
     )
     routers = host.context is Context.NAMESPACE and uplink is not Uplink.ROUTED
     # The machine's routers are not on a tagged network.

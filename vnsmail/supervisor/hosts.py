@@ -19,6 +19,7 @@ from vnsmail.log import logger
 from vnsmail.model import (
     MACHINE,
     Context,
+    Engine,
     HostName,
     Owner,
     SourceAddress,
@@ -39,6 +40,7 @@ from vnsmail.supervisor.applying import Applying, misfit
 from vnsmail.supervisor.certificates import Certificates
 from vnsmail.supervisor.dkim import Dkim, keys_to_tell
 from vnsmail.supervisor.drain import Drain
+from vnsmail.supervisor.engines import check_installed, socket_of
 from vnsmail.supervisor.folders import (
     Account,
     move_owner,
@@ -400,6 +402,8 @@ class Hosts:
                 "it with whatever is in it"
             )
             raise BadInput("virtual host", name, remedy) from None
+        if self._services.engines is not None:
+            await self._services.engines.refuse_if_queued(self._directory.host(name))
         if entries:
             raise BadInput(
                 "virtual host",
@@ -445,8 +449,10 @@ class Hosts:
             gateways=gateways,
             mtu=request.mtu,
             vlan=request.vlan,
+            engine=Engine.parse(request.engine),
         )
         check(host, actual, existing)
+        check_installed(host.engine)
         return host
 
     def _link(
@@ -497,15 +503,21 @@ class Hosts:
             resolvers=tuple(map(str, host.resolvers)),
             certificates=self._certificates.serve(host),
             dkim=keys_to_tell(self._layout, host),
+            engine="" if host.engine is Engine.NATIVE else host.engine.value,
         )
         instance = self._layout.instance
+        engine = str(socket_of(self._layout, host.name)) if facts.engine else ""
+        kept = host if facts.engine else None
         if host.context is Context.NAMESPACE:
             return Service(
                 facts,
                 names.namespace(instance, host.name),
                 identity=self._network.identity(host.name),
+                host=kept,
+                engine=engine,
             )
-        return Service(facts, "", socket_mark(instance, host.name))
+        mark = socket_mark(instance, host.name)
+        return Service(facts, "", mark, host=kept, engine=engine)
 
 
 def machine_service(layout: Layout, name: str) -> Service:

@@ -29,6 +29,7 @@ from vnsmail.supervisor import control
 from vnsmail.supervisor.altered import Value, altered
 from vnsmail.supervisor.converge import Change, Tenant
 from vnsmail.supervisor.drain import Drain
+from vnsmail.supervisor.engines import check_installed
 from vnsmail.supervisor.explaining import explained
 from vnsmail.supervisor.folders import move_owner
 from vnsmail.supervisor.hosts import Hosts
@@ -217,6 +218,10 @@ class Lifecycle:
             if before == after:
                 return control.Changed((), (), changed=False)
             self._directory.check_claims(after.facts)
+            if before.facts.engine is not after.facts.engine:
+                check_installed(after.facts.engine)
+                if self._services.engines is not None:
+                    await self._services.engines.refuse_if_queued(before.facts)
             had = {each.address for each in before.facts.addresses}
             new = tuple(a for a in after.facts.addresses if a.address not in had)
             if new and probe:

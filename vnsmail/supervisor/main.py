@@ -28,6 +28,7 @@ from vnsmail.settings import Layout, Settings, event_file
 from vnsmail.supervisor import control, control_server, drop_server
 from vnsmail.supervisor.desk import Desk
 from vnsmail.supervisor.drops import Drops
+from vnsmail.supervisor.engines import Engines
 from vnsmail.supervisor.folders import (
     Account,
     lock,
@@ -151,6 +152,7 @@ class _Supervisor:
             resolvers(settings),
             self._worker_options,
             self._events.pipe if self._events is not None else None,
+            Engines(layout),
         )
         network = Network(layout.instance, settings.smtp.port)
         self._hosts = Hosts(layout, directory, self._services, network, account)
@@ -359,5 +361,7 @@ class _Supervisor:
         entries: list[QueueEntry] = []
         for owner in known if request.owner is None else [request.owner]:
             entries += await self._services.list_queue(owner, request.limit)
+            if self._services.engines is not None:
+                entries += await self._services.engines.entries(owner)
         entries.sort(key=lambda entry: entry.envelope.received_at)
         return control.QueueListed(tuple(entries[: request.limit]))

@@ -83,6 +83,14 @@ def launch_command(
     )
 
 
+def direct_command(
+    module: str, channel_fd: int, options: Sequence[str]
+) -> tuple[str, ...]:
+    """Return the command that runs ``module`` as we are; it gives up by itself."""
+    python = (sys.executable, "-P", "-m", module)
+    return (*python, *options, "--channel-fd", str(channel_fd))
+
+
 class Child(Generic[AnswerT]):
     """One child process that is kept running until it is told to stop."""
 
@@ -96,12 +104,14 @@ class Child(Generic[AnswerT]):
         on_start: Callable[[Peer[AnswerT]], Awaitable[None]],
         on_stop: Callable[[Peer[AnswerT]], Awaitable[None]] | None = None,
         on_exit: Callable[[], None],
+        launched: bool = True,
     ) -> None:
         """``peer`` speaks the child's protocol over a channel to it.
 
         ``on_start`` makes a fresh process ready; what it raises ends that process.
         ``on_stop`` asks it to end; then, or without it, its channel is closed.
         ``on_exit`` is called after each exit, before a restart.
+        ``launched`` is False for a module that gives up privileges by itself.
         """
         self.name = name
         self.state = State.STOPPED
@@ -112,6 +122,7 @@ class Child(Generic[AnswerT]):
         self._on_start = on_start
         self._on_stop = on_stop
         self._on_exit = on_exit
+        self._launched = launched
         self._process: asyncio.subprocess.Process | None = None
         self._stop = asyncio.Event()
 
@@ -203,9 +214,10 @@ class Child(Generic[AnswerT]):
 
     async def _spawn(self, theirs: socket.socket) -> asyncio.subprocess.Process:
         fd = theirs.fileno()
+        command = launch_command if self._launched else direct_command
         try:
             process = await asyncio.create_subprocess_exec(
-                *launch_command(self._module, fd, self._options),
+                *command(self._module, fd, self._options),
                 pass_fds=(fd,),
                 stdin=asyncio.subprocess.DEVNULL,
                 cwd=Path("/"),

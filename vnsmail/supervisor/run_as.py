@@ -87,10 +87,10 @@ def run(
         raise NotPrivileged(action, "run it as root")
     program = find(command[0])
     if host.context is Context.NAMESPACE:
-        _enter(host, instance)
+        enter(host, instance)
         _prepare(host, instance, servers)
         _become(program, command)
-    _check_addresses(host)
+    check_addresses(host)
     _prepare(host, instance, servers)
     return _in_cgroup(host, instance, program, command)
 
@@ -117,7 +117,12 @@ def find(command: str) -> str:
 # Where it runs --------------------------------------------------------------------
 
 
-def _enter(host: VirtualHost, instance: str) -> None:
+def enter(host: VirtualHost, instance: str) -> None:
+    """Enter the network namespace of a host, and make sure that its addresses are there.
+
+    Raises:
+        SourceUnavailable: it is not there, or they are not.
+    """
     name = names.namespace(instance, host.name)
     address = str(host.addresses[0].address)
     try:
@@ -128,10 +133,10 @@ def _enter(host: VirtualHost, instance: str) -> None:
     except OSError as error:
         reason = f"its network namespace {name}: {error.strerror}"
         raise SourceUnavailable(host.name, address, error.errno or 0, reason) from None
-    _check_addresses(host)
+    check_addresses(host)
 
 
-def _check_addresses(host: VirtualHost) -> None:
+def check_addresses(host: VirtualHost) -> None:
     """Say at once what every connect would fail with; the hooks do not rely on it.
 
     Raises:
@@ -160,9 +165,7 @@ def _prepare(host: VirtualHost, instance: str, servers: Sequence[str]) -> None:
     """
     apart = host.context is Context.NAMESPACE
     replaced = _own_files(NETNS / names.namespace(instance, host.name))
-    system = [_text(RESOLV_CONF), _text(RESOLVED_CONF)]
-    resolv_conf = host_files.resolv_conf(servers, system, own_loopback=apart)
-    made = {RESOLV_CONF: resolv_conf or "", HOSTS: host_files.hosts(host)}
+    made = own_files(host, servers)
     made = {path: text for path, text in made.items() if path not in replaced}
     try:
         kernel.unshare(kernel.CLONE_NEWNS | _CLONE_NEWUTS)
@@ -178,6 +181,14 @@ def _prepare(host: VirtualHost, instance: str, servers: Sequence[str]) -> None:
         where = f" ({error.filename})" if error.filename else ""
         problem = f"cannot give them the host's files: {error.strerror}{where}"
         raise CannotRunAs(host.name, problem, "see mount_namespaces(7)") from None
+
+
+def own_files(host: VirtualHost, servers: Sequence[str]) -> dict[Path, str]:
+    """Return what /etc/hosts and /etc/resolv.conf are to say to programs of a host."""
+    apart = host.context is Context.NAMESPACE
+    system = [_text(RESOLV_CONF), _text(RESOLVED_CONF)]
+    resolv_conf = host_files.resolv_conf(servers, system, own_loopback=apart)
+    return {RESOLV_CONF: resolv_conf or "", HOSTS: host_files.hosts(host)}
 
 
 def _own_files(folder: Path) -> dict[Path, Path]:

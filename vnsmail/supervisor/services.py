@@ -26,10 +26,11 @@ from vnsmail.errors import (
     VnsmailError,
 )
 from vnsmail.log import logger
-from vnsmail.model import MACHINE
+from vnsmail.model import MACHINE, VirtualHost
 from vnsmail.settings import Settings
 from vnsmail.supervisor.authorities import authorities
 from vnsmail.supervisor.control import ProcessStatus
+from vnsmail.supervisor.engines import Engines
 from vnsmail.supervisor.peer import NoAnswer, Peer
 from vnsmail.supervisor.plan import worker_for
 from vnsmail.supervisor.privileges import describe
@@ -79,6 +80,10 @@ class Service:
     """Mark of its sockets, by which the guard knows them; 0: none."""
     identity: int = 0
     """Which namespace it is (net/namespaces.py): another of that name is not entered."""
+    host: VirtualHost | None = None
+    """What its engine is made of, if that is not its worker."""
+    engine: str = ""
+    """Where that engine takes mail."""
 
 
 @dataclass(slots=True)
@@ -99,6 +104,7 @@ class Services:
         resolvers: Sequence[str],
         worker_options: Callable[[str], Sequence[str]],
         event_pipe: Callable[[], int] | None = None,
+        engines: Engines | None = None,
     ) -> None:
         """Make what runs below; nothing is started.
 
@@ -107,7 +113,9 @@ class Services:
             resolvers: name servers.
             worker_options: gives the launcher's options for the worker of that name.
             event_pipe: makes a pipe into the event log; None: there is no log.
+            engines: keeps those that are not ours; None: there are none.
         """
+        self.engines = engines
         self._event_pipe = event_pipe
         self._settings = settings
         self._resolvers = tuple(resolvers)
@@ -153,6 +161,8 @@ class Services:
             mending = tasks.create_task(self._mend())
             await asyncio.wait(workers_run)
             mending.cancel()
+            if self.engines is not None:
+                await self.engines.stop()
             self._broker.stop()
             await broker_runs
 
@@ -309,6 +319,16 @@ class Services:
                 await self.release(owner)
             raise
         self.problems.pop(owner, None)
+        await self._keep_engine(service)
+
+    async def _keep_engine(self, service: Service) -> None:
+        if self.engines is None or service.facts.owner == MACHINE:
+            return
+        if service.host is None:
+            await self.engines.let_go(service.facts.owner)
+        else:
+            suspended = service.facts.suspended
+            await self.engines.keep(service.host, suspended=suspended)
 
     async def serve_or_note(self, service: Service) -> None:
         """Serve an owner; if that fails, keep trying and tell the reason in status."""
@@ -332,6 +352,8 @@ class Services:
             return
         worker.services.pop(owner, None)
         self.problems.pop(owner, None)
+        if self.engines is not None:
+            await self.engines.let_go(owner)
         try:
             if worker.peer:
                 asking = worker.peer.ask(
@@ -426,7 +448,10 @@ class Services:
     async def reports(self) -> tuple[engine.OwnerReport, ...]:
         """Return how every owner is doing; those of a dead worker are missing."""
         found = await asyncio.gather(*map(self._report, self._workers.values()))
-        return tuple(report for reports in found for report in reports)
+        told = tuple(report for reports in found for report in reports)
+        if self.engines is None:
+            return told
+        return tuple(await asyncio.gather(*map(self.engines.report, told)))
 
     async def _report(self, worker: _Worker) -> tuple[engine.OwnerReport, ...]:
         if worker.peer is None:
@@ -458,6 +483,9 @@ class Services:
     def troubles(self, reported: Collection[str]) -> dict[str, str]:
         """Return who is not served, and why: also those whose worker did not report."""
         found = dict(self.problems)
+        if self.engines is not None:
+            for owner, text in self.engines.problems().items():
+                found.setdefault(owner, text)
         for worker in self._workers.values():
             state = worker.child.state.value
             for owner in worker.services:
@@ -469,7 +497,8 @@ class Services:
         """Return the state and the privileges of each child."""
         rows: list[tuple[Child[Any], tuple[str, ...]]] = [(self._broker, ())]
         rows += [(w.child, tuple(w.services)) for w in self._workers.values()]
-        return tuple(
+        kept = self.engines.processes() if self.engines is not None else ()
+        return kept + tuple(
             ProcessStatus(
                 name=child.name,
                 state=child.state.value,
@@ -512,6 +541,7 @@ class Services:
                 mark=service.mark,
                 identity=service.identity,
                 resolvers=service.facts.resolvers,
+                engine=service.engine,
             )
             for service in services
         )
@@ -559,6 +589,7 @@ class Services:
             log.warning("owner.unserved", owner=owner, reason=str(error))
         else:
             self.problems.pop(owner, None)
+            await self._keep_engine(service)
 
 
 def _granting(
