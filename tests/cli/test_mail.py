@@ -47,7 +47,7 @@ def test_send_a_text(vnsmail, queued):
     assert [control.Send("ann@alpha.example", ("bob@b.example",))] == queued.requests
     (message,) = queued.messages
     assert (
-        b"Subject: =?utf-8?b?R3LDvMOfZQ==?=\nMIME-Version: 1.0\n"
+        b"To: bob@b.example\nSubject: =?utf-8?b?R3LDvMOfZQ==?=\nMIME-Version: 1.0\n"
         b"Content-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: 8bit\n"
         b"\nhello\nyou\n"
     ) == message

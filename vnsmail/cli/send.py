@@ -62,7 +62,7 @@ def send(
         if "@" not in each:
             raise BadInput("recipient", each, "write it as ann@example.net")
     first = Priority.parse(priority)
-    with _opened(file, subject, text) as message:
+    with _opened(file, to, subject, text) as message:
         request = control.Send(sender or "", tuple(to), machine=machine, priority=first)
         fds = (message.fileno(),)
         answer = client.ask(layout_of(context), request, control.Queued, fds)
@@ -72,7 +72,9 @@ def send(
         remark(f"queued as {answer.queue_id} by {answer.owner}")
 
 
-def _opened(file: Path | None, subject: str | None, text: str | None) -> IO[bytes]:
+def _opened(
+    file: Path | None, to: list[str], subject: str | None, text: str | None
+) -> IO[bytes]:
     """Return an open file with the message, however large it is.
 
     Raises:
@@ -81,7 +83,7 @@ def _opened(file: Path | None, subject: str | None, text: str | None) -> IO[byte
     if text is not None or subject is not None:
         if file is not None:
             raise BadInput("file", str(file), "give it, or --subject and --text")
-        return _copied(io.BytesIO(_plain(subject or "", text or "")))
+        return _copied(io.BytesIO(_plain(to, subject or "", text or "")))
     if file is not None:
         try:
             return file.open("rb")
@@ -112,15 +114,16 @@ def _copied(source: IO[bytes]) -> IO[bytes]:
     return copy
 
 
-def _plain(subject: str, text: str) -> bytes:
+def _plain(to: list[str], subject: str, text: str) -> bytes:
     """Return a small text message; date, id and sender are added where it is queued."""
     if "\n" in subject or "\r" in subject:
         raise BadInput("subject", subject, "a subject is one line")
     if not subject.isascii():
         # RFC 2047: raw UTF-8 would need SMTPUTF8 at every server on the way.
         subject = Header(subject, "utf-8", header_name="Subject").encode(linesep="\n")
+    recipients = ",\n ".join(to)
     header = (
-        f"Subject: {subject}\nMIME-Version: 1.0\n"
+        f"To: {recipients}\nSubject: {subject}\nMIME-Version: 1.0\n"
         "Content-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: 8bit\n"
     )
     return f"{header}\n{text}\n".encode()
