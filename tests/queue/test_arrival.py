@@ -104,7 +104,7 @@ def test_any_recipients(batch):
         requests = tuple(each for each in asked.values() if each.notify)
         arriving.append((envelope(*recipients, requests=requests), Body(b"x")))
 
-    tables.insert(arriving)
+    tables.insert(arriving, tables.arrivals(arriving))
 
     for message, _ in arriving:
         found = tables.load(message.id)[0].envelope

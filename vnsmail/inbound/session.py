@@ -72,6 +72,9 @@ NO_TLS = Reply(454, ("TLS is not available now",), "4.7.0")
 
 MX = Door()
 
+_KNOWN = asyncio.Event()
+_KNOWN.set()
+
 log = logger("inbound")
 
 
@@ -461,16 +464,14 @@ class Receiver(asyncio.Protocol):
 
     def _look_up(self) -> asyncio.Event:
         """Find the client's name; not before it sends, as most who talk never do."""
-        named = asyncio.Event()
         address = self._client.address
         if address is None:
-            named.set()
-            return named
+            return _KNOWN
         known, self._client.reverse_name = self._shared.known_name(address)
         if known:
-            named.set()
-        else:
-            self._shared.start(self._find_name(address, named))
+            return _KNOWN
+        named = asyncio.Event()
+        self._shared.start(self._find_name(address, named))
         return named
 
     async def _find_name(self, address: IPAddress, named: asyncio.Event) -> None:

@@ -1,11 +1,12 @@
-"""Messages on their way into a queue file: their rows, many in one statement.
+"""Messages on their way into a queue file: a batch of them is one statement.
 
 Each statement that runs lets go of the interpreter and asks for it back, and in a thread
-beside a busy event loop that costs more than the row. So a batch of any size is three
-statements for each 64 rows, one for each table.
+beside a busy event loop that costs more than what it does. So a batch goes through a
+view, whose trigger puts each row where it belongs; and where nothing else is to be done
+with it, that one statement is the transaction too.
 
-Rules of this file: rows get their numbers here, always rising; no transaction begins or
-ends here.
+Rules of this file: messages get their numbers here, always rising; no transaction begins
+or ends here. View and trigger are the connection's own, and stand in no file.
 """
 
 # ruff: noqa: S608  what is put into statements is all ours
@@ -22,17 +23,52 @@ from vnsmail.queue.body import Body
 from vnsmail.queue.envelope import destination
 
 TOGETHER = 64
-"""Rows of one statement at most. It is kept prepared, some 20 KiB of memory."""
+"""Rows of one statement at most. It is kept prepared, some 30 KiB of memory."""
 
-_MESSAGE = (
-    "message (number, id, owner, sender, received_at, eight_bit, smtputf8, size,"
-    " file_size, priority, ret, envid)"
-)
-_HEAD = "head (message, data)"
 _RECIPIENT = (
-    "recipient (message, position, address, attempts, next_attempt_at, destination,"
-    " priority, notify, orcpt)"
+    "message",
+    "position",
+    "address",
+    "attempts",
+    "next_attempt_at",
+    "destination",
+    "priority",
+    "notify",
+    "orcpt",
 )
+_MESSAGE = (
+    "number",
+    "id",
+    "owner",
+    "sender",
+    "received_at",
+    "eight_bit",
+    "smtputf8",
+    "size",
+    "file_size",
+    "m_priority",
+    "ret",
+    "envid",
+)
+_COLUMNS = (*_RECIPIENT, *_MESSAGE, "head")
+_NO_MESSAGE = (None,) * (len(_MESSAGE) + 1)
+"""Behind the second recipient of a message and all that follow."""
+
+_NEW = {
+    name: ", ".join(f"NEW.{column}" for column in columns)
+    for name, columns in (("recipient", _RECIPIENT), ("message", _MESSAGE))
+}
+_VIEW = f"""
+CREATE TEMP VIEW arriving AS SELECT {", ".join(f"NULL AS {c}" for c in _COLUMNS)};
+CREATE TEMP TRIGGER arrives INSTEAD OF INSERT ON arriving BEGIN
+    INSERT INTO message (
+        {", ".join(_MESSAGE).replace("m_priority", "priority")}
+    ) SELECT {_NEW["message"]} WHERE NEW.number IS NOT NULL;
+    INSERT INTO head (message, data)
+        SELECT NEW.number, NEW.head WHERE NEW.number IS NOT NULL;
+    INSERT INTO recipient ({", ".join(_RECIPIENT)}) VALUES ({_NEW["recipient"]});
+END;
+"""
 
 Row: TypeAlias = tuple[Any, ...]
 
@@ -42,31 +78,40 @@ class Arrivals:
 
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection = connection
+        connection.execute("PRAGMA temp_store = MEMORY")
+        connection.execute(_VIEW)
         self._last: int | None = None
         """The highest number that was given out; None: not known yet. One that was rolled
         back stays unused."""
 
-    def insert(self, arriving: Sequence[tuple[Envelope, Body]]) -> int:
-        """Add messages; every recipient is due at once. Returns how many recipients.
+    def rows(self, arriving: Sequence[tuple[Envelope, Body]]) -> list[Row]:
+        """Return what is to be inserted for messages: a row for each recipient.
 
-        A recipient given twice is kept once (RFC 5321 section 4.1.1.3 lets us).
+        Every recipient is due at once. One given twice is kept once (RFC 5321 section
+        4.1.1.3 lets us).
+        """
+        first = self._numbers(len(arriving))
+        rows: list[Row] = []
+        for number, (envelope, body) in enumerate(arriving, first):
+            behind = _message_row(number, envelope, body)
+            for recipient in _recipient_rows(number, envelope):
+                rows.append(recipient + behind)
+                behind = _NO_MESSAGE
+        return rows
+
+    def insert(self, rows: Sequence[Row]) -> None:
+        """Insert rows, by one statement if there are no more than TOGETHER.
 
         Raises:
             apsw.ConstraintError: an id is in the queue already.
             UnicodeEncodeError: an address is no text.
         """
-        first = self._numbers(len(arriving))
-        messages: list[Row] = []
-        heads: list[Row] = []
-        recipients: list[Row] = []
-        for number, (envelope, body) in enumerate(arriving, first):
-            messages.append(_message_row(number, envelope, body))
-            heads.append((number, body.head))
-            recipients.extend(_recipient_rows(number, envelope))
-        self._add(_MESSAGE, messages)
-        self._add(_HEAD, heads)
-        self._add(_RECIPIENT, recipients)
-        return len(recipients)
+        for start in range(0, len(rows), TOGETHER):
+            together = rows[start : start + TOGETHER]
+            count = 1 << (len(together) - 1).bit_length()
+            given = [*chain.from_iterable(together)]
+            given += [None] * (len(_COLUMNS) * (count - len(together)))
+            self._connection.execute(_statement(count), given)
 
     def _numbers(self, count: int) -> int:
         """Return the first of so many numbers that nothing has."""
@@ -79,25 +124,17 @@ class Arrivals:
         self._last += count
         return first
 
-    def _add(self, table: str, rows: Sequence[Row]) -> None:
-        for start in range(0, len(rows), TOGETHER):
-            together = rows[start : start + TOGETHER]
-            count = 1 << (len(together) - 1).bit_length()
-            columns = len(together[0])
-            given = [*chain.from_iterable(together)]
-            given += [None] * (columns * (count - len(together)))
-            self._connection.execute(_statement(table, columns, count), given)
 
-
-@lru_cache(maxsize=64)
-def _statement(table: str, columns: int, rows: int) -> str:
+@lru_cache(maxsize=16)
+def _statement(rows: int) -> str:
     """Return what adds up to so many rows; those that begin with NULL are none."""
-    marks = f"({', '.join('?' * columns)})"
+    marks = f"({', '.join('?' * len(_COLUMNS))})"
     if rows == 1:
-        return f"INSERT INTO {table} VALUES {marks}"
+        return f"INSERT INTO arriving VALUES {marks}"
     values = ", ".join([marks] * rows)
     return (
-        f"INSERT INTO {table} SELECT * FROM (VALUES {values}) WHERE column1 IS NOT NULL"
+        f"INSERT INTO arriving SELECT * FROM (VALUES {values})"
+        " WHERE column1 IS NOT NULL"
     )
 
 
@@ -115,6 +152,7 @@ def _message_row(number: int, envelope: Envelope, body: Body) -> Row:
         int(envelope.priority),
         envelope.ret or "",
         envelope.envid,
+        body.head,
     )
 
 

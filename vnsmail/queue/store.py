@@ -42,6 +42,7 @@ import contextlib
 import fcntl
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ import apsw
 from vnsmail import database, log
 from vnsmail.errors import QueueUnavailable, VnsmailError
 from vnsmail.model import Envelope, Outcome
+from vnsmail.queue.arrival import TOGETHER
 from vnsmail.queue.body import INCOMING, Body
 from vnsmail.queue.envelope import Place, QueueCounts, QueuedMessage, Walk
 from vnsmail.queue.selection import Selection
@@ -65,6 +67,9 @@ RESERVE = 32 * 1024 * 1024
 """Bytes of the disk that no arriving message may take (Exim's check_spool_space: 10M).
 On a disk that is full to the last byte no outcome could be written down, and mail
 already delivered would be sent again and again."""
+
+PLENTY = 64 * RESERVE
+"""Bytes that no disk loses in a second; with so many it is not asked for a second."""
 
 LOG_PAGES = 1000
 """Pages of 4 KiB in the write-ahead log before it is brought into the file: SQLite's
@@ -142,11 +147,11 @@ class QueueStore:
         """Body files that got their names in the commit that is under way."""
         self._unsure: set[Path] = set()
         """Body files of a COMMIT that failed, and may yet come true."""
-        self._log_pages = 0
         self._open: apsw.Connection | None = None
         self._rested = QueueCounts(0, 0, 0, 0, None)
         """What it holds while it rests: nobody else can have changed it."""
         self._resting_counts = False
+        self._plenty_until = 0.0
         self._lock = -1
         with self._in_our_words():
             self._make_folders()
@@ -183,8 +188,9 @@ class QueueStore:
             connection = database.open_file(
                 self._path, SCHEMA, VERSION, exclusive=True, migrations=MIGRATIONS
             )
-            self._log_pages = 0
-            connection.set_wal_hook(self._note_log)
+            # A log that cannot be brought into the file is no message that cannot be
+            # accepted: not within COMMIT, but by _checkpoint.
+            connection.wal_autocheckpoint(0)
             self._tables = Tables(connection)
             if self._resting_counts:
                 self._tables.knows(self._rested)
@@ -255,7 +261,7 @@ class QueueStore:
             return [self._unavailable(error) for _ in changes]
         for path in leaving:
             _remove(path)
-        if self._log_pages >= LOG_PAGES:
+        if self._written() >= LOG_PAGES:
             self._checkpoint()
         return [None] * len(changes)
 
@@ -266,14 +272,19 @@ class QueueStore:
         committing = False
         try:
             before = self._connection.total_changes()
-            self._connection.execute("BEGIN IMMEDIATE")
             self._tables.begun()
-            leaving = [path for change in changes for path in self._apply(change)]
-            arriving_now = [(each.envelope, each.body) for each in accepts(changes)]
-            if arriving_now:
-                self._tables.insert(arriving_now)
-            committing = True
-            self._connection.execute("COMMIT")
+            messages = [(each.envelope, each.body) for each in accepts(changes)]
+            rows = self._tables.arrivals(messages)
+            if len(rows) <= TOGETHER and all(map(_only_adds, changes)):
+                leaving = []
+                committing = True
+                self._tables.insert(messages, rows)
+            else:
+                self._connection.execute("BEGIN IMMEDIATE")
+                leaving = [path for change in changes for path in self._apply(change)]
+                self._tables.insert(messages, rows)
+                committing = True
+                self._connection.execute("COMMIT")
             self._tables.committed()
         except Refused:
             database.roll_back(self._connection)
@@ -296,15 +307,18 @@ class QueueStore:
             self._unsure.clear()
         return leaving
 
-    def _note_log(self, _: apsw.Connection, _name: str, pages: int) -> int:
-        self._log_pages = pages
-        return apsw.SQLITE_OK
+    def _written(self, *, forget: bool = False) -> int:
+        """Return how many pages went to the write-ahead log since it was last brought in.
+
+        Not by SQLite's hook: that would ask for the interpreter within each COMMIT.
+        """
+        status = self._connection.status
+        return status(apsw.SQLITE_DBSTATUS_CACHE_WRITE, forget)[0]
 
     def _checkpoint(self) -> None:
-        # Not by SQLite within COMMIT: a log that cannot be brought into the file is no
-        # message that cannot be accepted.
         try:
             self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            self._written(forget=True)
         except apsw.Error as error:
             reason = database.reason(error)
             logger.warning("queue.log_grows", file=str(self._path), reason=reason)
@@ -315,6 +329,9 @@ class QueueStore:
         """Give every body file its durable name; returns the error of each change."""
         errors: list[VnsmailError | None] = [None] * len(changes)
         room = self._room(changes)
+        enough = isinstance(room, int) and room >= RESERVE
+        if enough and not any(accept.body.file for accept in accepts(changes)):
+            return errors
         for i, change in enumerate(changes):
             try:
                 self._keep_reserve(change, room)
@@ -341,11 +358,17 @@ class QueueStore:
         """
         if not any(isinstance(change, Accept) for change in changes):
             return RESERVE
+        now = time.monotonic()
+        if now < self._plenty_until:
+            return RESERVE
         try:
             disk = os.statvfs(self._folder)
         except OSError as error:
             return error
-        return disk.f_bavail * disk.f_frsize
+        room = disk.f_bavail * disk.f_frsize
+        if room > PLENTY:
+            self._plenty_until = now + 1.0
+        return room
 
     def _keep_reserve(self, change: Change, room: int | OSError) -> None:
         if not isinstance(change, Accept):
@@ -530,6 +553,11 @@ class QueueStore:
     def _unavailable(self, error: apsw.Error | OSError) -> QueueUnavailable:
         file = getattr(error, "filename", None) or self._path
         return QueueUnavailable(str(file), database.reason(error))
+
+
+def _only_adds(change: Change) -> bool:
+    """Say whether a change is nothing but a message more."""
+    return isinstance(change, Accept) and not change.token
 
 
 def accepts(changes: Sequence[Change]) -> Iterator[Accept]:

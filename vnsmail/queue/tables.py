@@ -29,7 +29,7 @@ from vnsmail.model import (
     Verdict,
 )
 from vnsmail.queue import selection
-from vnsmail.queue.arrival import Arrivals
+from vnsmail.queue.arrival import Arrivals, Row
 from vnsmail.queue.body import Body
 from vnsmail.queue.envelope import (
     Due,
@@ -199,20 +199,29 @@ class Tables:
 
     # Changes: to be called within a transaction ---------------------------------
 
-    def insert(self, arriving: Sequence[tuple[Envelope, Body]]) -> None:
-        """Add messages, all or none; see Arrivals.
+    def arrivals(self, arriving: Sequence[tuple[Envelope, Body]]) -> list[Row]:
+        """Return the rows of messages that are to be added."""
+        return self._arrivals.rows(arriving)
+
+    def insert(
+        self, arriving: Sequence[tuple[Envelope, Body]], rows: Sequence[Row]
+    ) -> None:
+        """Add messages, all or none, with their rows.
+
+        Up to arrival.TOGETHER rows are one statement, and so a transaction, unless this
+        is called within one.
 
         Raises:
             Refused: an id is in the queue already, or an address is no text.
         """
         try:
-            recipients = self._arrivals.insert(arriving)
+            self._arrivals.insert(rows)
         except (apsw.ConstraintError, UnicodeEncodeError) as error:
             ids = ", ".join(envelope.id for envelope, _ in arriving)
             problem = f"message {ids} cannot be added: {error}"
             raise Refused(QueueUnavailable(self._path, problem)) from None
         size = sum(body.size for _, body in arriving)
-        self._count(len(arriving), recipients, 0, size)
+        self._count(len(arriving), len(rows), 0, size)
 
     def take(self, token: str, envelope: Envelope) -> None:
         """Note that a message was taken that somebody may hand over again.
