@@ -42,7 +42,6 @@ import contextlib
 import fcntl
 import math
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -67,9 +66,6 @@ RESERVE = 32 * 1024 * 1024
 """Bytes of the disk that no arriving message may take (Exim's check_spool_space: 10M).
 On a disk that is full to the last byte no outcome could be written down, and mail
 already delivered would be sent again and again."""
-
-PLENTY = 64 * RESERVE
-"""Bytes that no disk loses in a second; with so many it is not asked for a second."""
 
 LOG_PAGES = 1000
 """Pages of 4 KiB in the write-ahead log before it is brought into the file: SQLite's
@@ -151,7 +147,6 @@ class QueueStore:
         self._rested = QueueCounts(0, 0, 0, 0, None)
         """What it holds while it rests: nobody else can have changed it."""
         self._resting_counts = False
-        self._plenty_until = 0.0
         self._lock = -1
         with self._in_our_words():
             self._make_folders()
@@ -358,17 +353,11 @@ class QueueStore:
         """
         if not any(isinstance(change, Accept) for change in changes):
             return RESERVE
-        now = time.monotonic()
-        if now < self._plenty_until:
-            return RESERVE
         try:
             disk = os.statvfs(self._folder)
         except OSError as error:
             return error
-        room = disk.f_bavail * disk.f_frsize
-        if room > PLENTY:
-            self._plenty_until = now + 1.0
-        return room
+        return disk.f_bavail * disk.f_frsize
 
     def _keep_reserve(self, change: Change, room: int | OSError) -> None:
         if not isinstance(change, Accept):
