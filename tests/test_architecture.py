@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "vnsmail"
 # from above.
 FLOORS = [
     {"errors"},
-    {"model", "log"},
+    {"model", "log", "packets"},
     {"settings", "channel", "database", "events"},
     {"smtp", "message", "drop", "net", "directory", "sasl", "tls"},
     {"queue", "broker", "capture", "authentication"},

@@ -7,7 +7,6 @@ from vnsmail import log as logging
 log = logging.logger("delivery")
 logging.configure(process="worker-0")
 log.info("message.delivered", recipient="bob@b.example", text="one\\ntwo \\u2713")
-log.debug("message.whispered")
 try:
     1 / 0
 except ZeroDivisionError:

@@ -24,21 +24,17 @@ import os
 import re
 import socket
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    IPvAnyAddress,
-    IPvAnyNetwork,
-    ValidationError,
-    model_validator,
-)
-from pydantic_core import ErrorDetails
+import msgspec
+from annotated_types import Ge, Gt, Le
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema, ErrorDetails
 
 from vnsmail.errors import BadInput, SettingsError, StateUnusable
 from vnsmail.model import MACHINE, Owner, domain_name, ip_address
@@ -143,12 +139,46 @@ def layout(root: Path | None) -> Layout:
     return found
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class _Table:
+    __slots__ = ()
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
 
-Seconds = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
-Number = Annotated[int, Field(strict=True)]
+@dataclass(frozen=True, slots=True)
+class _Exact:
+    """In an annotation: pydantic takes this kind of value, and none that resembles it."""
+
+    finite: bool = False
+
+    def __get_pydantic_core_schema__(
+        self, source: object, handler: "GetCoreSchemaHandler"
+    ) -> "CoreSchema":
+        number = {"allow_inf_nan": False} if self.finite else {}
+        return {**handler(source), **number, "strict": True}
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """In an annotation: what makes the value of what is written, or says what is wrong."""
+
+    function: Callable[[str], object]
+
+    def __get_pydantic_core_schema__(
+        self, source: object, handler: "GetCoreSchemaHandler"
+    ) -> "CoreSchema":
+        from pydantic_core import core_schema  # noqa: PLC0415
+
+        return core_schema.no_info_after_validator_function(
+            self.function, handler(source)
+        )
+
+
+_EXACT = _Exact()
+_FINITE = _Exact(finite=True)
+
+Seconds = Annotated[float, _FINITE, Gt(0)]
+Number = Annotated[int, _EXACT]
+Flag = Annotated[bool, _EXACT]
 
 _ONE_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -179,13 +209,23 @@ def _own_name() -> str:
         return "localhost"
 
 
+@dataclass(frozen=True, slots=True)
 class MachineSettings(_Table):
     """[machine]: the machine's own mail."""
 
-    name: Annotated[str, AfterValidator(_machine_name)] = Field(
-        default_factory=_own_name
-    )
+    name: Annotated[str, _Checked(_machine_name)] = field(default_factory=_own_name)
     """Name the machine gives in EHLO; the default asks the system."""
+
+
+def _address(text: str) -> str:
+    try:
+        return str(ip_address(text))
+    except BadInput as error:
+        raise ValueError(error.remedy) from None
+
+
+def _network(text: str) -> str:
+    return str(ipaddress.ip_network(text))
 
 
 MOST_WORKERS = 8
@@ -197,29 +237,31 @@ def _processors() -> int:
     return min(len(os.sched_getaffinity(0)), MOST_WORKERS)
 
 
+@dataclass(frozen=True, slots=True)
 class WorkerSettings(_Table):
     """[worker]: the unprivileged processes that own virtual hosts."""
 
-    count: Number = Field(default_factory=_processors, ge=1, le=64)
+    count: Annotated[Number, Ge(1), Le(64)] = field(default_factory=_processors)
     """Each host is one worker's; a new one goes to the worker with the fewest."""
     user: str = "vnsmail"
     """Account (name or number) the workers run as; only root can change to it."""
 
 
+@dataclass(frozen=True, slots=True)
 class SmtpSettings(_Table):
     """[smtp]: limits of the protocol; defaults are those of RFC 5321 section 4.5.3."""
 
-    port: Number = Field(default=25, ge=1, le=65535)
+    port: Annotated[Number, Ge(1), Le(65535)] = 25
     """Port listened on and connected to."""
-    submission_port: Number = Field(default=587, ge=0, le=65535)
+    submission_port: Annotated[Number, Ge(0), Le(65535)] = 587
     """Port for users who sign in, with STARTTLS (RFC 6409); 0: none."""
-    submissions_port: Number = Field(default=465, ge=0, le=65535)
+    submissions_port: Annotated[Number, Ge(0), Le(65535)] = 465
     """The same with TLS from the beginning (RFC 8314); 0: none."""
-    max_message_size: Number = Field(default=50 * 1024 * 1024, ge=64 * 1024)
+    max_message_size: Annotated[Number, Ge(64 * 1024)] = 50 * 1024 * 1024
     """Bytes; announced with SIZE (RFC 1870)."""
-    max_recipients: Number = Field(default=1000, ge=100)
+    max_recipients: Annotated[Number, Ge(100)] = 1000
     """Recipients a transaction (RFC 5321 section 4.5.3.1.8 wants 100 at least)."""
-    hide_clients: bool = False
+    hide_clients: Flag = False
     """Trace headers of mail that users submit tell neither name nor address of the
     computer that they sit at."""
     command_timeout: Seconds = 300.0
@@ -229,23 +271,21 @@ class SmtpSettings(_Table):
     """Seconds a client gets for a handshake of TLS."""
     session_timeout: Seconds = 1800.0
     """Seconds of a received session in which no message is taken."""
-    max_sessions: Number = Field(default=500, ge=1)
+    max_sessions: Annotated[Number, Ge(1)] = 500
     """Sessions that one virtual host receives at a time."""
-    max_sessions_per_address: Number = Field(default=50, ge=1)
+    max_sessions_per_address: Annotated[Number, Ge(1)] = 50
     """Of those, sessions from one address."""
-    strict_8bit: bool = Field(default=False, strict=True)
+    strict_8bit: Flag = False
     """Refuse text beyond ASCII wherever BODY=8BITMIME (RFC 6152) was not said."""
-    proxy_from: tuple[IPvAnyNetwork, ...] = ()
+    proxy_from: tuple[Annotated[str, _Checked(_network)], ...] = ()
     """Proxies: from there, and only there, connections begin with a PROXY header of
     version 2, which says who the client is."""
 
-    @model_validator(mode="after")
-    def _differ(self) -> Self:
+    def __post_init__(self) -> None:
         ports = [self.port, self.submission_port, self.submissions_port]
         used = [port for port in ports if port]
         if len(set(used)) != len(used):
             raise ValueError("port, submission_port and submissions_port must differ")
-        return self
 
     @property
     def listening_ports(self) -> tuple[int, ...]:
@@ -254,17 +294,19 @@ class SmtpSettings(_Table):
         return tuple(port for port in ports if port)
 
 
+@dataclass(frozen=True, slots=True)
 class UsersSettings(_Table):
     """[users]: how much those who sign in may send, whichever way they came in."""
 
-    messages_per_hour: Number = Field(default=500, ge=1)
+    messages_per_hour: Annotated[Number, Ge(1)] = 500
     """Messages of each user."""
-    recipients_per_hour: Number = Field(default=5000, ge=1)
+    recipients_per_hour: Annotated[Number, Ge(1)] = 5000
     """Recipients of each user."""
-    address_messages_per_hour: Number = Field(default=1000, ge=1)
+    address_messages_per_hour: Annotated[Number, Ge(1)] = 1000
     """Messages of all users at one client address (IPv6: one /64)."""
 
 
+@dataclass(frozen=True, slots=True)
 class QueueSettings(_Table):
     """[queue]: when a deferred message is tried again, and for how long."""
 
@@ -273,9 +315,7 @@ class QueueSettings(_Table):
     longest_retry: Seconds = 4 * 3600.0
     lifetime: Seconds = 5 * 86400.0
     """Seconds after which a message that could not be delivered is returned."""
-    delay_warning: float = Field(
-        default=4 * 3600.0, ge=0, strict=True, allow_inf_nan=False
-    )
+    delay_warning: Annotated[float, _FINITE, Ge(0)] = 4 * 3600.0
     """Seconds after which the sender is told once that a message is late; 0: never."""
 
 
@@ -339,15 +379,14 @@ def _host_and_port(name: str, port: str) -> str:
     return f"{name}:{port}" if port else name
 
 
-DomainKey = Annotated[str, AfterValidator(_domain_key)]
-Connections = Annotated[int, Field(strict=True, ge=1, le=1000)]
-PerConnection = Annotated[int, Field(strict=True, ge=1, le=100_000)]
-PerMinute = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
-Routes = dict[
-    Annotated[str, AfterValidator(_routed)], Annotated[str, AfterValidator(_relay)]
-]
+DomainKey = Annotated[str, _Checked(_domain_key)]
+Connections = Annotated[int, _EXACT, Ge(1), Le(1000)]
+PerConnection = Annotated[int, _EXACT, Ge(1), Le(100_000)]
+PerMinute = Annotated[int, _EXACT, Ge(0), Le(1_000_000)]
+Routes = dict[Annotated[str, _Checked(_routed)], Annotated[str, _Checked(_relay)]]
 
 
+@dataclass(frozen=True, slots=True)
 class LimitSettings(_Table):
     """What may be asked of one destination; what is not said is as elsewhere."""
 
@@ -360,44 +399,48 @@ TlsLevel = Literal["none", "may", "encrypt", "verify", "secure"]
 """See tls.policy.Level."""
 
 
+@dataclass(frozen=True, slots=True)
 class HostTlsSettings(_Table):
     """[delivery.host."NAME".tls]: what is different for one virtual host."""
 
     policy: TlsLevel | None = None
-    client_certificate: Annotated[bool, Field(strict=True)] | None = None
-    destination: dict[DomainKey, TlsLevel] = {}
+    client_certificate: Flag | None = None
+    destination: dict[DomainKey, TlsLevel] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
 class TlsSettings(_Table):
     """[delivery.tls]: how mail that goes out is protected on its way."""
 
     policy: TlsLevel = "may"
     """``none``, ``may`` (where it is offered), ``encrypt`` (or it waits), ``verify`` (with a
     certificate for the exchanger's name), ``secure`` (for the destination's own name)."""
-    plain_after_failure: Annotated[bool, Field(strict=True)] = True
+    plain_after_failure: Flag = True
     """With ``may``: a server whose TLS fails is asked again without."""
-    dane: Annotated[bool, Field(strict=True)] = True
+    dane: Flag = True
     """TLSA records count (RFC 7672), where dns.validating says that they can be believed."""
-    mta_sts: Annotated[bool, Field(strict=True)] = True
+    mta_sts: Flag = True
     """MTA-STS policies count (RFC 8461)."""
-    client_certificate: Annotated[bool, Field(strict=True)] = False
+    client_certificate: Flag = False
     """A virtual host shows its own certificate to servers that ask for one."""
     ca_file: str = ""
     """File with the certificates of trusted authorities; empty: those of the system."""
-    destination: dict[DomainKey, TlsLevel] = {}
+    destination: dict[DomainKey, TlsLevel] = field(default_factory=dict)
     """By the recipients' domain, or the name of a relay, another policy."""
 
 
+@dataclass(frozen=True, slots=True)
 class HostDeliverySettings(LimitSettings):
     """[delivery.host."NAME"]: what is different for one virtual host."""
 
-    tls: HostTlsSettings = Field(default_factory=HostTlsSettings)
+    tls: HostTlsSettings = field(default_factory=HostTlsSettings)
 
-    destination: dict[DomainKey, LimitSettings] = {}
-    site: dict[DomainKey, LimitSettings] = {}
-    route: Routes = {}
+    destination: dict[DomainKey, LimitSettings] = field(default_factory=dict)
+    site: dict[DomainKey, LimitSettings] = field(default_factory=dict)
+    route: Routes = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
 class DeliverySettings(_Table):
     """[delivery]: where mail goes, and how much a destination is asked."""
 
@@ -408,47 +451,52 @@ class DeliverySettings(_Table):
     """Messages of one virtual host to one destination; 0: no limit."""
     connections_per_host: Connections = 200
     """Connections at a time of one virtual host to all destinations."""
-    tls: TlsSettings = Field(default_factory=TlsSettings)
-    loopback: Annotated[bool, Field(strict=True)] = False
+    tls: TlsSettings = field(default_factory=TlsSettings)
+    loopback: Flag = False
     """Deliver to mail hosts on loopback addresses, which reach this machine itself."""
-    destination: dict[DomainKey, LimitSettings] = {}
+    destination: dict[DomainKey, LimitSettings] = field(default_factory=dict)
     """Limits by the recipients' domain."""
-    site: dict[DomainKey, LimitSettings] = {}
+    site: dict[DomainKey, LimitSettings] = field(default_factory=dict)
     """Limits by the domain in which all mail exchangers of a destination are."""
-    route: Routes = {}
+    route: Routes = field(default_factory=dict)
     """Where the mail of a domain goes: ``mx``, a host, ``[address]``, with ``:port``;
     ``*`` is all others."""
-    host: dict[Annotated[str, AfterValidator(_routed_host)], HostDeliverySettings] = {}
+    host: dict[Annotated[str, _Checked(_routed_host)], HostDeliverySettings] = field(
+        default_factory=dict
+    )
     """By virtual host, what is different there."""
 
 
+@dataclass(frozen=True, slots=True)
 class DnsSettings(_Table):
     """[dns]: who is asked."""
 
-    servers: tuple[IPvAnyAddress, ...] = ()
+    servers: tuple[Annotated[str, _Checked(_address)], ...] = ()
     """Name servers; empty means those of /etc/resolv.conf."""
     timeout: Seconds = 10.0
-    validating: Annotated[bool, Field(strict=True)] = False
+    validating: Flag = False
     """The name servers validate DNSSEC: what they say is authentic (the AD bit of RFC 4035)
     is believed, if they are on this machine."""
-    trusted: tuple[IPvAnyAddress, ...] = ()
+    trusted: tuple[Annotated[str, _Checked(_address)], ...] = ()
     """Validating name servers elsewhere that are believed too: nobody may be able to forge
     what comes from them."""
 
 
+@dataclass(frozen=True, slots=True)
 class NetworkSettings(_Table):
     """[network]: what becomes of changes that others make to the hosts' network."""
 
-    mend: Annotated[bool, Field(strict=True)] = True
+    mend: Flag = True
     """What somebody took away or changed is put back; if not, it is only told."""
     sweep: Seconds = 60.0
     """Seconds between looks at the whole, for what the kernel tells nobody."""
 
 
+@dataclass(frozen=True, slots=True)
 class AuthenticationSettings(_Table):
     """[authentication]: whose word counts when mail is looked at."""
 
-    trusted_sealers: tuple[Annotated[str, AfterValidator(_sealer)], ...] = ()
+    trusted_sealers: tuple[Annotated[str, _Checked(_sealer)], ...] = ()
     """Domains of mailing lists and forwarders whose ARC seal (RFC 8617) counts more than
     a failure of DMARC."""
 
@@ -503,10 +551,11 @@ def _can_listen(text: str) -> str:
     return text
 
 
+@dataclass(frozen=True, slots=True)
 class MetricsSettings(_Table):
     """[metrics]: where Prometheus is answered."""
 
-    listen: Annotated[str, AfterValidator(_can_listen)] = ""
+    listen: Annotated[str, _Checked(_can_listen)] = ""
     """A loopback address with a port, or unix:/PATH; empty is nowhere."""
 
     @property
@@ -520,28 +569,30 @@ def _absolute(text: str) -> str:
     return text
 
 
+@dataclass(frozen=True, slots=True)
 class EventSettings(_Table):
     """[events]: the event log, a line of JSON for what becomes of each message."""
 
-    file: Annotated[str, AfterValidator(_absolute)] = ""
+    file: Annotated[str, _Checked(_absolute)] = ""
     """Where it is written; empty: /var/log/vnsmail/events.jsonl, or log/events.jsonl
     below another root; ``off``: nowhere."""
 
 
+@dataclass(frozen=True, slots=True)
 class Settings(_Table):
     """All of vnsmail.toml."""
 
-    machine: MachineSettings = Field(default_factory=MachineSettings)
-    worker: WorkerSettings = Field(default_factory=WorkerSettings)
-    smtp: SmtpSettings = Field(default_factory=SmtpSettings)
-    users: UsersSettings = Field(default_factory=UsersSettings)
-    queue: QueueSettings = Field(default_factory=QueueSettings)
-    delivery: DeliverySettings = Field(default_factory=DeliverySettings)
-    dns: DnsSettings = Field(default_factory=DnsSettings)
-    network: NetworkSettings = Field(default_factory=NetworkSettings)
-    metrics: MetricsSettings = Field(default_factory=MetricsSettings)
-    events: EventSettings = Field(default_factory=EventSettings)
-    authentication: AuthenticationSettings = Field(
+    machine: MachineSettings = field(default_factory=MachineSettings)
+    worker: WorkerSettings = field(default_factory=WorkerSettings)
+    smtp: SmtpSettings = field(default_factory=SmtpSettings)
+    users: UsersSettings = field(default_factory=UsersSettings)
+    queue: QueueSettings = field(default_factory=QueueSettings)
+    delivery: DeliverySettings = field(default_factory=DeliverySettings)
+    dns: DnsSettings = field(default_factory=DnsSettings)
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    events: EventSettings = field(default_factory=EventSettings)
+    authentication: AuthenticationSettings = field(
         default_factory=AuthenticationSettings
     )
 
@@ -568,14 +619,43 @@ def load(file: Path) -> Settings:
         raise SettingsError(str(file), "", "", problem) from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(str(file), "", "", f"this is not TOML: {error}") from None
+    return checked(Settings, table, str(file)) if table else Settings()
+
+
+TableT = TypeVar("TableT")
+
+
+def checked(kind: type[TableT], table: dict[str, Any], file: str = "") -> TableT:
+    """Return the settings of a table of the file.
+
+    Raises:
+        SettingsError: an unknown key, or a value out of range.
+    """
+    # Workers and most commands read no file, and pydantic takes long to import.
+    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415
+
     try:
-        return Settings.model_validate(table)
+        return TypeAdapter(kind).validate_python(table)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         raise SettingsError(
-            str(file), key, _shown(first["input"]), _problem(first)
+            file, key, _shown(first["input"]), _problem(first)
         ) from None
+
+
+def to_json(settings: Settings) -> str:
+    """Return the settings as a worker is told them."""
+    return msgspec.json.encode(settings).decode()
+
+
+def from_json(text: str) -> Settings:
+    """Return what ``to_json`` was given.
+
+    Raises:
+        msgspec.ValidationError: it comes from another version of this program.
+    """
+    return msgspec.json.decode(text, type=Settings)
 
 
 def _shown(value: object) -> str:
@@ -583,11 +663,11 @@ def _shown(value: object) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
 
 
-def _problem(details: ErrorDetails) -> str:
+def _problem(details: "ErrorDetails") -> str:
     match details["type"]:
-        case "extra_forbidden":
+        case "unexpected_keyword_argument":
             return "there is no such key"
-        case "model_type":
+        case "dataclass_type":
             return f"this is a table: write [{details['loc'][-1]}] and keys below it"
         case "value_error":
             return str(details["ctx"]["error"])

@@ -3,7 +3,6 @@ import sys
 from dataclasses import dataclass
 
 import pytest
-from rich.console import Console
 
 from tests.cli.supervisor import FakeSupervisor
 from vnsmail.cli import app, render
@@ -30,7 +29,7 @@ class Ran:
 def _width_of_each_test(monkeypatch):
     """Forget the width that the screen had when this process began."""
     monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.setattr(render, "_out", Console(highlight=False))
+    render._out.cache_clear()
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vnsmail.cli.app import root_first
-from vnsmail.cli.run import begins_command
+from vnsmail.cli.app import begins_command, root_first
 from vnsmail.directory.store import Directory
 from vnsmail.errors import CannotRunAs, CommandNotRun, NotPrivileged
 from vnsmail.model import Context, HostName, SourceAddress, VirtualHost

@@ -1,13 +1,12 @@
 import asyncio
 import contextlib
 import functools
+import json
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-import structlog
-import structlog.testing
 
 from tests.delivery.helpers import NOW, Table, envelope, facts, server_failure
 from tests.delivery.remote import CUT, PATIENCE, Loopback, Remote
@@ -222,9 +221,11 @@ async def probe(post, monkeypatch):
 
 
 @pytest.fixture
-def logged():
-    with structlog.testing.capture_logs() as events:
-        yield events
+def logged(capsys):
+    def events():
+        return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+    return events
 
 
 @contextlib.asynccontextmanager
@@ -378,7 +379,7 @@ async def test_the_event_of_a_delivery(post, logged):
         await post.send(BOB)
         await post.queue.empty()
 
-    (event,) = [each for each in logged if each["event"] == "message.delivered"]
+    (event,) = [each for each in logged() if each["event"] == "message.delivered"]
     port = post.remote.sessions[0].port
     assert {
         "source": SOURCE,
@@ -812,7 +813,7 @@ async def test_without_a_source(post, error, probe, logged):
 
     assert 4 == len(post.remote.messages)
     assert SOURCE == post.remote.messages[0].peer
-    events = [each["event"] for each in logged]
+    events = [each["event"] for each in logged()]
     assert (1, 1) == (events.count("delivery.held"), events.count("delivery.resumed"))
     assert "message.deferred" not in events
 

@@ -1,12 +1,13 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from vnsmail.delivery.limits import Allowed, Rates, Throttle, allowed
-from vnsmail.settings import DeliverySettings
+from vnsmail.errors import SettingsError
+from vnsmail.settings import DeliverySettings, checked
 
-SETTINGS = DeliverySettings.model_validate(
+SETTINGS = checked(
+    DeliverySettings,
     {
         "connections": 9,
         "destination": {"B.example": {"connections": 2}},
@@ -17,7 +18,7 @@ SETTINGS = DeliverySettings.model_validate(
                 "destination": {"b.example": {"connections": 1}},
             }
         },
-    }
+    },
 )
 BIG = ["one.big.example", "two.big.example"]
 
@@ -53,8 +54,8 @@ def test_the_particular_goes_first(owner, domain, exchangers, expected):
 )
 def test_bad_settings(table):
     """What cannot be is refused, not ignored."""
-    with pytest.raises(ValidationError):
-        DeliverySettings.model_validate(table)
+    with pytest.raises(SettingsError):
+        checked(DeliverySettings, table)
 
 
 def test_a_rate():
@@ -104,8 +105,8 @@ def test_never_none_at_all(steps, most):
     ],
 )
 def test_a_store_as_a_route(written, expected):
-    assert {"b.example": expected} == DeliverySettings(
-        route={"b.example": written}
+    assert {"b.example": expected} == checked(
+        DeliverySettings, {"route": {"b.example": written}}
     ).route
 
 
@@ -122,5 +123,5 @@ def test_a_store_as_a_route(written, expected):
     ],
 )
 def test_what_is_no_store(written, words):
-    with pytest.raises(ValidationError, match=words):
-        DeliverySettings(route={"b.example": written})
+    with pytest.raises(SettingsError, match=words):
+        checked(DeliverySettings, {"route": {"b.example": written}})

@@ -17,7 +17,7 @@ from vnsmail.engines.native import Worker
 from vnsmail.engines.protocol import LocalMail
 from vnsmail.errors import BrokerGone, QueueUnavailable
 from vnsmail.queue.queue import Queue
-from vnsmail.settings import Settings
+from vnsmail.settings import Settings, to_json
 
 
 class Supervisor:
@@ -54,7 +54,7 @@ async def supervisor(lodging, monkeypatch):
         worker = Worker(theirs, tasks)
         running = tasks.create_task(worker.run())
         supervisor = Supervisor(ours, worker)
-        settings = Settings().model_dump_json()
+        settings = to_json(Settings())
         await supervisor.ask(protocol.Configure, "worker-0", settings, ())
         worker._sockets = lodging.sockets
         lodging.sockets.close = lambda: None

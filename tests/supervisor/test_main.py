@@ -23,6 +23,7 @@ from vnsmail.errors import (
 )
 from vnsmail.model import Envelope, HostName, Owner, User
 from vnsmail.settings import (
+    DnsSettings,
     MachineSettings,
     Settings,
     WorkerSettings,
@@ -90,7 +91,7 @@ def test_no_account(root, monkeypatch):
 
 def test_resolvers_of_the_settings():
     """What the settings say goes."""
-    settings = Settings.model_validate({"dns": {"servers": ["192.0.2.53", "fd00::53"]}})
+    settings = Settings(dns=DnsSettings(servers=("192.0.2.53", "fd00::53")))
 
     assert ("192.0.2.53", "fd00::53") == resolvers(settings)
 

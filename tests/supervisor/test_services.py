@@ -11,7 +11,7 @@ from vnsmail.channel import ChannelClosed
 from vnsmail.engines import protocol as engine
 from vnsmail.errors import BrokerGone, BrokerRefused, NotFound, StateUnusable
 from vnsmail.model import MACHINE
-from vnsmail.settings import Settings, SmtpSettings, WorkerSettings
+from vnsmail.settings import Settings, SmtpSettings, WorkerSettings, from_json
 from vnsmail.supervisor import services as module
 from vnsmail.supervisor.peer import NoAnswer
 from vnsmail.supervisor.process import State
@@ -228,7 +228,7 @@ async def test_a_worker_gets_the_settings(below):
     (_, configure) = below.log[0]
 
     assert ("worker-0", ("192.0.2.53",)) == (configure.worker, configure.resolvers)
-    assert 2525 == Settings.model_validate_json(configure.settings).smtp.port
+    assert 2525 == from_json(configure.settings).smtp.port
 
 
 async def test_ready(below):

@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Meta
 from msgspec.msgpack import Decoder as _Decoder
 
-from vnsmail.channel import MAX_DESCRIPTORS
+from vnsmail.packets import MAX_DESCRIPTORS
 
 Decoded = TypeVar("Decoded")
 

@@ -14,72 +14,19 @@ import typer
 from typer.exceptions import TyperException
 
 from vnsmail import __version__, settings
-from vnsmail.cli import (
-    alias,
-    apply,
-    daemon,
-    dkim,
-    doctor,
-    host_move,
-    lab,
-    login,
-    metrics,
-    prove,
-    queue,
-    run,
-    send,
-    sendmail,
-    tls,
-    top,
-    trace,
-    user,
-)
-from vnsmail.cli.options import layout_of
+from vnsmail.cli.late import LateGroup
 from vnsmail.cli.render import complain
 from vnsmail.errors import VnsmailError
 
 app = typer.Typer(
     name="vnsmail",
+    cls=LateGroup,
     help="Many virtual mail hosts on one machine, each sending from its own address.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(daemon.up)
-app.command()(daemon.down)
-app.command()(daemon.status)
-app.command()(doctor.doctor)
-app.command()(metrics.metrics)
-app.command()(apply.apply)
-app.command()(apply.export)
-app.command()(send.send)
-app.command()(trace.trace)
-app.command()(top.top)
-app.command()(prove.prove)
-app.command("exec", context_settings=run.WORDS)(run.run)
-app.add_typer(host_move.app, name="host")
-app.add_typer(user.app, name="user")
-app.add_typer(alias.app, name="alias")
-app.add_typer(login.app, name="login")
-app.add_typer(dkim.app, name="dkim")
-app.add_typer(queue.app, name="queue")
-app.add_typer(tls.app, name="tls")
-app.add_typer(lab.app, name="lab")
-
-
-@app.command(
-    "sendmail",
-    context_settings={"ignore_unknown_options": True, "help_option_names": []},
-    add_help_option=False,
-)
-def _sendmail(
-    context: typer.Context, words: Annotated[list[str] | None, typer.Argument()] = None
-) -> None:
-    """Hand over a message as /usr/sbin/sendmail does (-t -i -f -F -bs -bp and more)."""
-    layout = layout_of(context)
-    root = str(layout.state) if layout.instance else None
-    raise typer.Exit(sendmail.run("sendmail", words or [], root))
 
 
 def _version(value: bool) -> None:
@@ -118,7 +65,7 @@ def root_first(arguments: Sequence[str]) -> list[str]:
     waiting = list(arguments)
     while waiting:
         word = waiting.pop(0)
-        if word == "--" or run.begins_command(rest):
+        if word == "--" or begins_command(rest):
             rest += [word, *waiting]
             break
         if word == "--root" and waiting:
@@ -128,6 +75,12 @@ def root_first(arguments: Sequence[str]) -> list[str]:
         else:
             rest.append(word)
     return front + rest
+
+
+def begins_command(words: Sequence[str]) -> bool:
+    """Return whether what follows these words of our command line is not ours."""
+    nouns = [word for word in words if not word.startswith("-")]
+    return nouns == ["sendmail"] or (len(nouns) == 2 and nouns[0] == "exec")
 
 
 def main() -> None:

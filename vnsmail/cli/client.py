@@ -6,8 +6,8 @@ from typing import TypeVar
 
 import msgspec
 
-from vnsmail.channel import ChannelClosed, close_all, receive_now, send_now
 from vnsmail.errors import DaemonNotRunning, NotPrivileged, VnsmailError
+from vnsmail.packets import ChannelClosed, close_all, receive_now, send_now
 from vnsmail.settings import Layout
 from vnsmail.supervisor import control
 

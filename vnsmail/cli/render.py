@@ -1,7 +1,8 @@
 """How values look: as a table for people, or as the same value in JSON.
 
-The only module that uses rich. Data goes to standard output, remarks and progress to
-standard error.
+The only module that uses rich, and only where something is drawn: JSON, single lines and
+complaints need none, and its import would be a third of what such a command takes. Data
+goes to standard output, remarks and progress to standard error.
 """
 
 import contextlib
@@ -12,21 +13,26 @@ import termios
 import time
 import tty
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import TYPE_CHECKING
 
 import msgspec
-from rich import box
-from rich.console import Console
-from rich.live import Live
-from rich.measure import Measurement
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
-from rich.table import Table
-from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
 PIPE_WIDTH = 200
 """Columns where there is no terminal: programs and files have no edge to wrap at."""
 
-_out = Console(highlight=False)
-_err = Console(stderr=True, highlight=False)
+
+@cache
+def _out() -> "Console":
+    from rich.console import Console  # noqa: PLC0415
+
+    return Console(highlight=False)
+
 
 # Words whose colour tells how things are.
 _STYLES = {
@@ -85,7 +91,10 @@ def table(
 
 def _table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]
-) -> Table:
+) -> "Table":
+    from rich import box  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
     shown = Table(
         title=title,
         title_justify="left",
@@ -103,7 +112,9 @@ def _table(
     return shown
 
 
-def _fits(screen: Console, shown: Table) -> bool:
+def _fits(screen: "Console", shown: "Table") -> bool:
+    from rich.measure import Measurement  # noqa: PLC0415
+
     unbounded = screen.options.update(max_width=10_000)
     return Measurement.get(screen, unbounded, shown).maximum <= screen.width
 
@@ -116,60 +127,70 @@ def _without(
     return left, [[*row[:at], *row[at + 1 :]] for row in rows]
 
 
-def _screen() -> Console:
-    if _out.is_terminal or "COLUMNS" in os.environ:
-        return _out
+def _screen() -> "Console":
+    from rich.console import Console  # noqa: PLC0415
+
+    if _out().is_terminal or "COLUMNS" in os.environ:
+        return _out()
     return Console(highlight=False, width=PIPE_WIDTH)
 
 
 def _blocks(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    from rich.table import Table  # noqa: PLC0415
+
     for row in rows:
         block = Table.grid(padding=(0, 2))
         block.add_column(style="bold")
         block.add_column(overflow="fold")
         for column, value in zip(columns, row, strict=True):
             block.add_row(column, _cell(value))
-        _out.print(block)
-        _out.print()
+        _out().print(block)
+        _out().print()
 
 
 def facts(pairs: Sequence[tuple[str, object]]) -> None:
     """Write one thing's facts, a line each."""
+    from rich.text import Text  # noqa: PLC0415
+
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
         line = Text(f"{name:<{width}}  ", style="bold")
         line.append(_cell(value))
-        _out.print(line, soft_wrap=True)
+        _out().print(line, soft_wrap=True)
 
 
 def line(text: str) -> None:
     """Write one line of data."""
-    _out.print(Text(text), soft_wrap=True)
+    sys.stdout.write(f"{text}\n")
 
 
 def change(sign: str, text: str) -> None:
     """Write a line of a list of changes: + what comes, - what goes, ~ what changes."""
-    _out.print(Text(f"{sign} {text}", style=_SIGNS[sign]), soft_wrap=True)
+    from rich.text import Text  # noqa: PLC0415
+
+    _out().print(Text(f"{sign} {text}", style=_SIGNS[sign]), soft_wrap=True)
 
 
 def finding(verdict: str, check: str, subject: str, text: str) -> None:
     """Write a line that says how one thing is."""
+    from rich.text import Text  # noqa: PLC0415
+
     shown = Text(f"{verdict:<7} ", style=_STYLES.get(verdict, ""))
     shown.append(f"{check:<11} ", style="bold")
     shown.append(f"{subject}: {text}", style="default")
-    _out.print(shown, soft_wrap=True)
+    _out().print(shown, soft_wrap=True)
 
 
 def remark(text: str) -> None:
     """Write a line for people, not for programs."""
-    _err.print(Text(text), soft_wrap=True)
+    sys.stderr.write(f"{text}\n")
 
 
 def complain(text: str) -> None:
     """Write the one line that says what is wrong."""
-    message = Text("vnsmail: ", style="bold red")
-    message.append(" ".join(text.splitlines()), style="default")
-    _err.print(message, soft_wrap=True)
+    coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    who = "\033[1;31mvnsmail:\033[0m" if coloured else "vnsmail:"
+    sys.stderr.write(f"{who} {' '.join(text.splitlines())}\n")
 
 
 def age(since: float | None) -> str:
@@ -193,7 +214,7 @@ def progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
 
     A terminal gets a bar; anything else a line for each new step.
     """
-    if not _err.is_terminal:
+    if not sys.stderr.isatty():
         last = ""
 
         def tell(what: str, done: int, total: int) -> None:
@@ -204,12 +225,20 @@ def progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
 
         yield tell
         return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+    )
+
     with Progress(
         SpinnerColumn(),
         TextColumn("[bold]{task.fields[title]}"),
         BarColumn(),
         TextColumn("{task.description}"),
-        console=_err,
+        console=Console(stderr=True, highlight=False),
         transient=True,
     ) as bar:
         task = bar.add_task("", title=title, total=None)
@@ -230,10 +259,12 @@ def live(
         draw: returns title, columns and rows.
         every: seconds.
     """
+    from rich.live import Live  # noqa: PLC0415
+
     with (
         contextlib.suppress(KeyboardInterrupt),
         _keys() as pressed,
-        Live(console=_out, screen=True, auto_refresh=False) as shown,
+        Live(console=_out(), screen=True, auto_refresh=False) as shown,
     ):
         key = ""
         while key not in {"q", "Q"}:
@@ -266,7 +297,9 @@ def _keys() -> Iterator[Callable[[float], str]]:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
-def _cell(value: object) -> Text:
+def _cell(value: object) -> "Text":
+    from rich.text import Text  # noqa: PLC0415
+
     if isinstance(value, (list, tuple)):
         text = "\n".join(str(part) for part in value)
     else:

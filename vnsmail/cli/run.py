@@ -16,9 +16,6 @@ from vnsmail.model import host_name
 from vnsmail.settings import Layout
 from vnsmail.supervisor import run_as
 
-WORDS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
-"""How click is to read the line: what follows HOST is not ours, options neither."""
-
 
 def run(
     context: typer.Context,
@@ -46,12 +43,6 @@ def run(
     sys.stdout.flush()
     code = run_as.run(found, layout.instance, words, [str(each) for each in servers])
     raise typer.Exit(code)
-
-
-def begins_command(words: Sequence[str]) -> bool:
-    """Return whether what follows these words of our command line is not ours."""
-    nouns = [word for word in words if not word.startswith("-")]
-    return nouns == ["sendmail"] or (len(nouns) == 2 and nouns[0] == "exec")
 
 
 def _enter_lab(layout: Layout, host: str, words: Sequence[str]) -> None:

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import msgspec
 
-from vnsmail.channel import MAX_MESSAGE
 from vnsmail.delivery.agent import DeliveryAgent
 from vnsmail.engines.protocol import QueueEntry
+from vnsmail.packets import MAX_MESSAGE
 from vnsmail.queue.envelope import QueuedMessage, QueuedRecipient, destination
 from vnsmail.queue.selection import ALL
 

@@ -29,7 +29,7 @@ from vnsmail.errors import NotServed, VnsmailError
 from vnsmail.events.pipe import EventPipe
 from vnsmail.events.record import untold
 from vnsmail.inbound.verifier import Verifier
-from vnsmail.settings import Settings
+from vnsmail.settings import Settings, from_json
 
 COMMIT_THREADS = 4
 """Threads that commit queues. A commit waits for the disk, not for the interpreter."""
@@ -189,7 +189,7 @@ class Worker:
         return protocol.PlaceHeld(request.id, changed, await desk.holds())
 
     def _configure(self, request: protocol.Configure) -> protocol.Answer:
-        self._settings = Settings.model_validate_json(request.settings)
+        self._settings = from_json(request.settings)
         self._resolvers = request.resolvers
         self._authorities = request.authorities
         logging.configure(process=request.worker)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
+from ipaddress import ip_network
 from itertools import chain
 from pathlib import Path
 
@@ -462,7 +463,7 @@ class OwnerService:
             handshake_timeout=smtp.handshake_timeout,
             session_timeout=smtp.session_timeout,
             strict_8bit=smtp.strict_8bit,
-            proxy_from=smtp.proxy_from,
+            proxy_from=tuple(map(ip_network, smtp.proxy_from)),
         )
 
     async def _listen(

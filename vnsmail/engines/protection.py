@@ -190,4 +190,4 @@ def believed(dns: DnsSettings, facts: OwnerFacts, server: str) -> bool:
     except ValueError:
         return False
     own = {ip_address(each) for each in facts.addresses}
-    return address.is_loopback or address in own or address in dns.trusted
+    return address.is_loopback or address in own or str(address) in dns.trusted

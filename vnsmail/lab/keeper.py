@@ -19,7 +19,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pyroute2 import IPRoute
@@ -81,32 +81,31 @@ class Keeper:
     async def _build(self) -> None:
         self._say({"step": "network"})
         await asyncio.to_thread(build_network)
-        self._say({"step": "capture"})
-        await self._start(
-            "capture",
-            *("vnsmail.capture.record", "--link", topology.BRIDGE),
-            *("--file", str(capture_file(self._root))),
-        )
-        self._say({"step": "name server"})
-        await self._start(
-            "name server",
-            *("vnsmail.lab.nameserver", "--root", str(self._root)),
-            *_addresses(topology.NAMESERVER_ADDRESSES),
-            node=topology.NAMESERVER,
-        )
+        # None of them needs another to start, and each takes a second of a processor.
+        try:
+            async with asyncio.TaskGroup() as group:
+                for name, command, node in self._programs():
+                    self._say({"step": name})
+                    group.create_task(self._start(name, *command, node=node))
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+
+    def _programs(self) -> Iterator[tuple[str, tuple[str, ...], str]]:
+        """Yield the name of each process, its module with options, and its node."""
+        record = ("vnsmail.capture.record", "--link", topology.BRIDGE)
+        yield "capture", (*record, "--file", str(capture_file(self._root))), ""
+        yield "supervisor", ("vnsmail.cli.app", "--root", str(self._root), "up"), ""
+        serve = ("vnsmail.lab.nameserver", "--root", str(self._root))
+        addresses = _addresses(topology.NAMESERVER_ADDRESSES)
+        yield "name server", (*serve, *addresses), topology.NAMESERVER
         for remote in topology.REMOTES:
-            self._say({"step": remote.name})
-            await self._start(
-                remote.name,
+            command = (
                 *("vnsmail.lab.remote", "--name", remote.name),
                 *("--domain", remote.domain, *_addresses(remote.addresses)),
                 *("--resolver", str(topology.NAMESERVER_ADDRESSES[0].address)),
                 *("--mail", str(mail_folder(self._root, remote))),
-                node=remote.name,
             )
-        self._say({"step": "supervisor"})
-        command = ("vnsmail.cli.app", "--root", str(self._root), "up")
-        await self._start("supervisor", *command)
+            yield remote.name, command, remote.name
 
     async def _start(
         self, name: str, module: str, *options: str, node: str = ""

@@ -27,7 +27,7 @@ from vnsmail.errors import (
 )
 from vnsmail.log import logger
 from vnsmail.model import MACHINE, VirtualHost
-from vnsmail.settings import Settings
+from vnsmail.settings import Settings, to_json
 from vnsmail.supervisor.authorities import authorities
 from vnsmail.supervisor.control import ProcessStatus
 from vnsmail.supervisor.engines import Engines
@@ -204,7 +204,7 @@ class Services:
         self._broker_peer = None
 
     async def _worker_started(self, name: str, peer: WorkerPeer) -> None:
-        text = self._settings.model_dump_json()
+        text = to_json(self._settings)
         resolvers = self._resolvers
         file = self._settings.delivery.tls.ca_file
         trusted = await asyncio.to_thread(authorities, file)
