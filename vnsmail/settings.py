@@ -26,14 +26,15 @@ import socket
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, cast
 
 import msgspec
 from annotated_types import Ge, Gt, Le
 
 if TYPE_CHECKING:
-    from pydantic import GetCoreSchemaHandler
+    from pydantic import GetCoreSchemaHandler, TypeAdapter
     from pydantic_core import CoreSchema, ErrorDetails
 
 from vnsmail.errors import BadInput, SettingsError, StateUnusable
@@ -219,9 +220,9 @@ class MachineSettings(_Table):
 
 def _address(text: str) -> str:
     try:
-        return str(ip_address(text))
-    except BadInput as error:
-        raise ValueError(error.remedy) from None
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise ValueError("write it as 10.77.0.1 or fd77::1") from None
 
 
 def _network(text: str) -> str:
@@ -632,16 +633,24 @@ def checked(kind: type[TableT], table: dict[str, Any], file: str = "") -> TableT
         SettingsError: an unknown key, or a value out of range.
     """
     # Workers and most commands read no file, and pydantic takes long to import.
-    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415
+    from pydantic import ValidationError  # noqa: PLC0415
 
     try:
-        return TypeAdapter(kind).validate_python(table)
+        found = _reader(kind).validate_python(table)  # type: ignore[arg-type]  # a class can be hashed
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         raise SettingsError(
             file, key, _shown(first["input"]), _problem(first)
         ) from None
+    return cast("TableT", found)
+
+
+@cache
+def _reader(kind: type) -> "TypeAdapter[Any]":
+    from pydantic import TypeAdapter  # noqa: PLC0415
+
+    return TypeAdapter(kind)
 
 
 def to_json(settings: Settings) -> str:

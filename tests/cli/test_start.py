@@ -50,7 +50,7 @@ def imported(code):
         (HELP, ["rich", "typer"]),
         ("import vnsmail.supervisor.launch", []),
         ("import vnsmail.broker.server", []),
-        ("import vnsmail.engines.native", ["uvloop"]),
+        ("import vnsmail.engines.native", ["cryptography", "dns", "uvloop"]),
     ],
     ids=["asking", "help", "launcher", "broker", "worker"],
 )

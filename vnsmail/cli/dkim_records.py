@@ -10,8 +10,6 @@ from collections.abc import Iterator, Sequence
 
 from vnsmail.authentication.questions import Answer, Question
 from vnsmail.authentication.tags import decoded, parse_tags
-from vnsmail.cli.doctor_names import PATIENCE, connected
-from vnsmail.resolve.resolver import Resolver
 from vnsmail.supervisor.control import DkimFacts
 from vnsmail.supervisor.examine import Finding
 
@@ -46,6 +44,10 @@ def shown(keys: Sequence[DkimFacts], servers: Sequence[str]) -> list[str]:
 
 
 async def _ask(keys: Sequence[DkimFacts], servers: Sequence[str]) -> list[str]:
+    # Listing keys asks nobody, and dnspython takes long to import.
+    from vnsmail.cli.doctor_names import PATIENCE, connected  # noqa: PLC0415
+    from vnsmail.resolve.resolver import Resolver  # noqa: PLC0415
+
     resolver = Resolver(connected, servers, PATIENCE)
     room = asyncio.Semaphore(20)
 

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from vnsmail.cli.options import layout_of
-from vnsmail.engines.protection import read_report
 from vnsmail.errors import BadInput, NotFound
 from vnsmail.model import MACHINE, Owner, host_name
 from vnsmail.tls.report import REPORT_FILE, Report
@@ -33,6 +32,9 @@ def report(
 
     Counted are connections: those that had what was wanted, and failures by what failed.
     """
+    # It comes with all that makes TLS.
+    from vnsmail.engines.protection import read_report  # noqa: PLC0415
+
     now = datetime.now(UTC)
     try:
         begin = datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=UTC) if day else now
