@@ -17,7 +17,7 @@ from vnsmail.delivery.security import Security, TlsRules
 from vnsmail.errors import ResolveError, SourceUnavailable
 from vnsmail.model import Outcome, Verdict
 from vnsmail.resolve.tlsa import TlsaFound
-from vnsmail.settings import DeliverySettings
+from vnsmail.settings import DeliverySettings, checked
 from vnsmail.tls.dane import Tlsa
 from vnsmail.tls.policy import Check
 from vnsmail.tls.sts import MAX_AGE, Mode, Policy, PolicyInvalid, parse, policy_id
@@ -221,7 +221,7 @@ RECORD = (Tlsa(3, 1, 1, bytes(32)),)
 async def protected(
     settings=None, dnssec=None, policy=None, hops=(MX, OTHER), relay=""
 ):
-    rules = TlsRules(DeliverySettings(**(settings or {})), "alpha.example")
+    rules = TlsRules(checked(DeliverySettings, settings or {}), "alpha.example")
     told = []
     security = Security(
         rules, dnssec, Policies(policy), lambda *each: told.append(each)
