@@ -8,6 +8,7 @@ run leaves nothing behind.
 import ctypes
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -95,9 +96,12 @@ class Lab:
             file.write(settings)
         self.up()
 
-    def up(self) -> None:
-        """Start vnsmail in the lab."""
+    def up(self, descriptors: int = 0) -> None:
+        """Start vnsmail in the lab; no process of it may have more descriptors."""
         python = "import sys; from vnsmail.cli.app import main; main()"
+        if descriptors:
+            limit = (resource.RLIMIT_NOFILE, (descriptors, descriptors))
+            python = f"import resource; resource.setrlimit{limit}; {python}"
         self.inside(
             *("machine", self.python, "-P", "-c", python),
             *("--root", str(self.root), "up", "--detach"),
@@ -169,6 +173,10 @@ class Lab:
         words = ("send", *who, *to, "--subject", subject, "--text", text)
         found: str = self.json(*words)["id"]
         return found
+
+    def seen(self, path: str | Path) -> Path:
+        """Return a path to what a file of the lab is there, mounts of the lab's included."""
+        return Path(f"/proc/{self.pid}/root{path}")
 
     def settle(self) -> None:
         """Wait until nothing is queued."""

@@ -179,6 +179,17 @@ async def test_by_itself(tmp_path, monkeypatch):
         await queue.close()
 
 
+async def test_who_only_counts(tmp_path, monkeypatch):
+    """Whoever looks at it all the time, as what draws graphs does, keeps no file open."""
+    monkeypatch.setattr(module, "REST_AFTER", 0.05)
+    with ThreadPoolExecutor(1) as executor:
+        queue = await Queue.open(tmp_path, executor)
+        async with asyncio.timeout(60):
+            while not queue._store.resting:
+                await queue.counts()
+        await queue.close()
+
+
 async def test_not_while_it_is_used(tmp_path, monkeypatch):
     """Changes that come at the same moment are carried out, and closing ends."""
     monkeypatch.setattr(module, "REST_AFTER", 0)

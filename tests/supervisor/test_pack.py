@@ -15,6 +15,7 @@ from vnsmail.directory.moves import PackedPeople, PackedUser
 from vnsmail.errors import NotFound, StateUnusable, Taken
 from vnsmail.model import Context, HostName, SourceAddress, VirtualHost
 from vnsmail.supervisor import packing, unpacking
+from vnsmail.supervisor.folders import Account
 from vnsmail.supervisor.pack_form import BadPack, Digest, judge_name, read_manifest
 
 ALPHA = HostName("alpha.example")
@@ -221,3 +222,19 @@ def test_a_move_outlives_what_else_changes(directory):
     assert move.finished
     directory.cancel_move(ALPHA)
     assert directory.move(ALPHA) is None
+
+
+def test_given_to_workers(tmp_path, pack, monkeypatch):
+    """Whose the files are is on disk too, before anything is put into its place."""
+    found = unpacking.read(str(pack), tmp_path / "stage")
+    happened: list[object] = []
+    monkeypatch.setattr(
+        os, "chown", lambda path, uid, gid, **_: happened.append((str(path), uid, gid))
+    )
+    monkeypatch.setattr(unpacking, "_sync", happened.append)
+    owner = found.area("owner")
+    unpacking.give(owner, Account(7, 8))
+
+    paths = [owner, *owner.rglob("*")]
+    assert found.folder == happened.pop()
+    assert {(str(path), 7, 8) for path in paths} == set(happened)

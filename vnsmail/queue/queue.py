@@ -414,7 +414,9 @@ class Queue:
             else:
                 waiter.set_exception(error)
         self._away = False
-        if not self._store.resting:
+        # Whoever only counts, now and then for ever, keeps no file open.
+        used = trip.changes or any(q != self._store.counts for q, _ in trip.questions)
+        if not self._store.resting and (used or self._resting is None):
             self._rest_later()
         if self._changes or self._questions or self._closed is not None:
             self._send_soon()

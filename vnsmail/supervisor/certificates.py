@@ -155,7 +155,8 @@ class Certificates:
                 file.flush()
                 os.fsync(fd)
             temporary.rename(path)
-            sync_folder(path.parent)
+            for each in (path.parent, self._folder, self._folder.parent):
+                sync_folder(each)
         except OSError as error:
             raise _unusable(path, error) from None
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from vnsmail.database import sync_folder
 from vnsmail.drop import form
 from vnsmail.errors import StateUnusable
 from vnsmail.supervisor import kernel
@@ -67,11 +68,11 @@ def prepare(drop: Path, uids: Collection[int], max_size: int) -> dict[int, str]:
     try:
         drop.mkdir(mode=0o711, exist_ok=True)
         drop.chmod(0o711)
-        half = drop / "limits.new"
-        half.write_text(f"{max_size}\n")
-        half.chmod(0o644)
-        half.rename(drop / "limits")
+        _tell(drop / "limits", f"{max_size}\n")
         unmade = dict(each for uid in uids if (each := _make(drop / str(uid), uid)))
+        # Whoever leaves a message syncs the folder it is in, and may do no more.
+        for folder in (drop, drop.parent):
+            sync_folder(folder)
         for folder in drop.iterdir():
             if folder.name.isdecimal() and int(folder.name) not in uids:
                 _take_away(folder)
@@ -79,6 +80,17 @@ def prepare(drop: Path, uids: Collection[int], max_size: int) -> dict[int, str]:
         why = (error.strerror or str(error)).lower()
         raise StateUnusable(str(error.filename or drop), why, "mend it") from None
     return unmade
+
+
+def _tell(file: Path, text: str) -> None:
+    """Have a text in a file that anybody may read; written only if it is another."""
+    with contextlib.suppress(OSError):
+        if file.read_text() == text:
+            return
+    half = file.with_name(f"{file.name}.new")
+    half.write_text(text)
+    half.chmod(0o644)
+    half.rename(file)
 
 
 def _make(folder: Path, uid: int) -> tuple[int, str] | None:

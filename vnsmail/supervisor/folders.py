@@ -4,6 +4,7 @@ Rules of this file: what a worker writes belongs to the worker's account and to 
 else; everything above is the supervisor's.
 """
 
+import contextlib
 import fcntl
 import os
 import pwd
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from vnsmail.database import sync_folder
 from vnsmail.errors import DaemonRunning, SettingsError, StateUnusable
 from vnsmail.model import MACHINE, Owner
 from vnsmail.settings import Layout, Settings
@@ -76,6 +78,9 @@ def prepare(layout: Layout) -> None:
     for folder in (layout.state, layout.run, layout.hosts):
         try:
             folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            # The folder above a root may be one that we can enter and not read.
+            with contextlib.suppress(PermissionError):
+                sync_folder(folder.parent)
         except OSError as error:
             raise StateUnusable(
                 str(folder), _why(error), "give another --root, or mend it"
@@ -89,6 +94,9 @@ def prepare(layout: Layout) -> None:
 def prepare_owner(layout: Layout, owner: Owner, account: Account | None) -> Path:
     """Make the folder of an owner's queue and mailboxes, and give it to the workers.
 
+    It outlives a power cut: a worker cannot see to that, for it has not got what lies
+    above its folder.
+
     Raises:
         StateUnusable: it cannot be made.
     """
@@ -97,6 +105,8 @@ def prepare_owner(layout: Layout, owner: Owner, account: Account | None) -> Path
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if account is not None:
             os.chown(folder, account.uid, account.gid)
+        sync_folder(folder)
+        sync_folder(folder.parent)
     except OSError as error:
         raise StateUnusable(str(folder), _why(error), "mend it") from None
     return folder
@@ -148,11 +158,7 @@ def _move(before: Path, after: Path) -> None:
         )
     try:
         os.rename(before, after)
-        folder = os.open(after.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(after.parent)
     except OSError as error:
         raise StateUnusable(str(before), _why(error), "mend it") from None
 

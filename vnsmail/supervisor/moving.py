@@ -18,6 +18,7 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from vnsmail.database import sync_folder
 from vnsmail.directory import Directory, declaration
 from vnsmail.errors import BadInput, NotFound, StateUnusable, Taken, VnsmailError
 from vnsmail.log import logger
@@ -260,7 +261,8 @@ class Moving:
                 if found.area(area).exists():
                     folder.parent.mkdir(mode=0o700, exist_ok=True)
                     os.rename(found.area(area), folder)
-                    packing.sync_folder(folder.parent)
+                    sync_folder(folder.parent)
+                    sync_folder(folder.parent.parent)
         except OSError as error:
             why = (error.strerror or str(error)).lower()
             raise StateUnusable(str(found.folder), why, "mend it") from None

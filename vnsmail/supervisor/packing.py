@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from vnsmail import __version__
+from vnsmail.database import sync_folder
 from vnsmail.directory.moves import PackedPeople
 from vnsmail.errors import BadInput, StateUnusable
 from vnsmail.supervisor.pack_form import (
@@ -92,15 +93,6 @@ def write(content: Content, path: Path) -> Manifest:
         why = getattr(error, "strerror", None) or str(error)
         raise StateUnusable(str(path), why.lower(), "mend it, and pack again") from None
     return manifest
-
-
-def sync_folder(folder: Path) -> None:
-    """Have it on disk what is in a folder, by name."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 class _Writer:

@@ -67,7 +67,6 @@ def read(file: str, folder: Path) -> Unpacked:
         fd = os.open(file, _READ)
         with open(fd, "rb") as source:
             found = _Reader(file, folder).read(source)
-        _sync(folder)
     except tarfile.TarError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise BadPack(file, f"it cannot be read as tar: {error}") from None
@@ -82,14 +81,16 @@ def read(file: str, folder: Path) -> Unpacked:
 
 
 def give(folder: Path, account: Account | None) -> None:
-    """Give what was read to the account of the workers."""
-    if account is None:
-        return
-    for place, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            path = os.path.join(place, name)
-            os.chown(path, account.uid, account.gid, follow_symlinks=False)
-    os.chown(folder, account.uid, account.gid, follow_symlinks=False)
+    """Give what was read to the account of the workers; on return all is on disk.
+
+    Raises:
+        OSError: it is not.
+    """
+    if account is not None:
+        for place, folders, files in os.walk(folder):
+            for path in (place, *(os.path.join(place, n) for n in folders + files)):
+                os.chown(path, account.uid, account.gid, follow_symlinks=False)
+    _sync(folder.parent)
 
 
 class _Reader:
