@@ -53,7 +53,7 @@ class Lab:
 
     def __init__(self, root: Path, *, hosts: int = 5, prefix: tuple[str, ...] = ()):
         self.root = root
-        self._prefix = prefix
+        self.prefix = prefix
         self.process = subprocess.Popen(
             [
                 *(*prefix, *VNSMAIL, "--root", str(root), "lab", "up"),
@@ -112,7 +112,7 @@ class Lab:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command of the product from outside the lab."""
         done = subprocess.run(
-            [*self._prefix, *VNSMAIL, "--root", str(self.root), *words],
+            [*self.prefix, *VNSMAIL, "--root", str(self.root), *words],
             capture_output=True,
             text=True,
             input=stdin,

@@ -3,18 +3,21 @@
 alpha has a namespace, delta an alias of the machine's link.
 """
 
+import os
 import re
 import socket
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from integration import labs
 from integration.labs import Lab, eventually, mails
 from vnsmail.supervisor.x509 import self_signed
 
-ALPHA, DELTA = "10.77.0.11", "10.77.0.14"
+ALPHA, GAMMA, DELTA = "10.77.0.11", "10.77.0.13", "10.77.0.14"
 HOSTS = {"alpha.example": ALPHA, "delta.example": DELTA}
 PASSWORD = "correct horse battery"  # noqa: S105
 
@@ -184,6 +187,87 @@ print("secure", flush=True)
 input()
 print(server.ehlo("client.example")[0])
 """
+
+
+HOOKS = re.findall(
+    r"```sh\n(.+?)```",
+    (Path(__file__).parents[1] / "docs" / "how-to" / "certificates.md").read_text(),
+    re.DOTALL,
+)
+
+
+@pytest.fixture
+def hooks(lab, tmp_path):
+    """The hooks as they are documented, by their client, and a vnsmail that they find."""
+    command = " ".join([*lab.prefix, *labs.VNSMAIL, "--root", str(lab.root)])
+    scripts = {
+        "vnsmail": f'#!/bin/sh\nexec {command} "$@"\n',
+        **dict(zip(("certbot", "lego"), HOOKS, strict=True)),
+    }
+    for name, text in scripts.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("client", "names"),
+    [
+        ("certbot", {"RENEWED_LINEAGE": "{0}/gamma.example-0001"}),
+        (
+            "lego",
+            {
+                "LEGO_CERT_DOMAIN": "gamma.example",
+                "LEGO_CERT_PATH": "{0}/gamma.example-0001/fullchain.pem",
+                "LEGO_CERT_KEY_PATH": "{0}/gamma.example-0001/privkey.pem",
+            },
+        ),
+        (
+            "lego",
+            {
+                "LEGO_HOOK_CERT_NAME": "gamma.example",
+                "LEGO_HOOK_CERT_PATH": "{0}/gamma.example-0001/fullchain.pem",
+                "LEGO_HOOK_CERT_KEY_PATH": "{0}/gamma.example-0001/privkey.pem",
+            },
+        ),
+    ],
+)
+def test_hook_of_an_acme_client(lab, hooks, client, names):
+    """Called as the client calls it: no arguments, what is new in the environment."""
+    lineage = hooks / "gamma.example-0001"
+    lineage.mkdir()
+    pem = self_signed(["gamma.example"], 1_790_000_000)
+    key = pem.index(b"-----BEGIN PRIVATE KEY")
+    (lineage / "fullchain.pem").write_bytes(pem[:key])
+    (lineage / "privkey.pem").write_bytes(pem[key:])
+    told = {name: value.format(hooks) for name, value in names.items()}
+    path = f"{hooks}:{os.environ['PATH']}"
+    done = subprocess.run(
+        [hooks / client],
+        env={**os.environ, "PATH": path, **told},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert pem.decode().startswith(certificate(lab, GAMMA))
+
+
+def test_hook_of_certbot_for_a_web_site(hooks):
+    """A certificate of no virtual host is none of ours, and no error."""
+    done = subprocess.run(
+        [hooks / "certbot"],
+        env={
+            **os.environ,
+            "PATH": f"{hooks}:{os.environ['PATH']}",
+            "RENEWED_LINEAGE": "/etc/letsencrypt/live/www.example",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (0, "", "") == (done.returncode, done.stdout, done.stderr)
 
 
 def test_bad_certificate_is_refused(lab, tmp_path):

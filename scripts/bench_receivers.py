@@ -63,7 +63,11 @@ class _House:
 
     async def run(self) -> None:
         from vnsmail.events.file import EventFile  # noqa: PLC0415
-        from vnsmail.settings import Settings  # noqa: PLC0415
+        from vnsmail.settings import (  # noqa: PLC0415
+            Settings,
+            SmtpSettings,
+            to_json,
+        )
 
         ended = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
@@ -71,16 +75,14 @@ class _House:
             _NothingThere, local_addr=(NAME_SERVER, 53)
         )
         log = EventFile(self._folder / "events.log")
-        smtp = {
-            "port": PORTS["vnsmail"],
-            "max_sessions": 4000,
-            "max_sessions_per_address": 4000,
-        }
-        settings = Settings.model_validate({"smtp": smtp})
+        smtp = SmtpSettings(
+            port=PORTS["vnsmail"], max_sessions=4000, max_sessions_per_address=4000
+        )
+        settings = Settings(smtp=smtp)
         count = settings.worker.count
         for number in range(count):
             hosts = range(number, HOSTS, count)
-            await self._worker(number, settings.model_dump_json(), hosts, log.pipe())
+            await self._worker(number, to_json(settings), hosts, log.pipe())
         await ended.wait()
         log.close()
 

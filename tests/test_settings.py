@@ -415,3 +415,20 @@ def test_a_worker_for_each_processor(monkeypatch, processors, workers):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)))
 
     assert workers == Settings().worker.count
+
+
+def test_smtp_of_one_host(tmp_path):
+    """What is said of a host goes before what is said of all; of others it says nothing."""
+    text = "[smtp]\nhide_clients = true\n"
+    text += '[smtp.host."alpha.example"]\nhide_clients = false\nstrict_8bit = true\n'
+    (tmp_path / "vnsmail.toml").write_text(text)
+    smtp = load(tmp_path / "vnsmail.toml").smtp
+
+    assert (False, True) == (
+        smtp.hides_clients("alpha.example"),
+        smtp.is_strict("alpha.example"),
+    )
+    assert (True, False) == (
+        smtp.hides_clients("beta.example"),
+        smtp.is_strict("beta.example"),
+    )

@@ -248,6 +248,28 @@ class WorkerSettings(_Table):
     """Account (name or number) the workers run as; only root can change to it."""
 
 
+def _routed_host(text: str) -> str:
+    return text if text == MACHINE else _domain_key(text)
+
+
+def _domain_key(text: str) -> str:
+    try:
+        return domain_name(text)
+    except BadInput as error:
+        raise ValueError(error.remedy) from None
+
+
+HostKey = Annotated[str, _Checked(_routed_host)]
+
+
+@dataclass(frozen=True, slots=True)
+class HostSmtpSettings(_Table):
+    """[smtp.host."NAME"]: what is different for one virtual host; None: nothing."""
+
+    hide_clients: Flag | None = None
+    strict_8bit: Flag | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class SmtpSettings(_Table):
     """[smtp]: limits of the protocol; defaults are those of RFC 5321 section 4.5.3."""
@@ -281,12 +303,26 @@ class SmtpSettings(_Table):
     proxy_from: tuple[Annotated[str, _Checked(_network)], ...] = ()
     """Proxies: from there, and only there, connections begin with a PROXY header of
     version 2, which says who the client is."""
+    host: dict[HostKey, HostSmtpSettings] = field(default_factory=dict)
+    """By virtual host, what is different there."""
 
     def __post_init__(self) -> None:
         ports = [self.port, self.submission_port, self.submissions_port]
         used = [port for port in ports if port]
         if len(set(used)) != len(used):
             raise ValueError("port, submission_port and submissions_port must differ")
+
+    def hides_clients(self, owner: str) -> bool:
+        """Say whether trace headers of an owner are silent about its users' computers."""
+        own = self.host.get(owner)
+        said = own.hide_clients if own is not None else None
+        return self.hide_clients if said is None else said
+
+    def is_strict(self, owner: str) -> bool:
+        """Say whether an owner refuses 8-bit text that was not announced."""
+        own = self.host.get(owner)
+        said = own.strict_8bit if own is not None else None
+        return self.strict_8bit if said is None else said
 
     @property
     def listening_ports(self) -> tuple[int, ...]:
@@ -322,17 +358,6 @@ class QueueSettings(_Table):
 
 def _routed(text: str) -> str:
     return text if text == "*" else _domain_key(text)
-
-
-def _routed_host(text: str) -> str:
-    return text if text == MACHINE else _domain_key(text)
-
-
-def _domain_key(text: str) -> str:
-    try:
-        return domain_name(text)
-    except BadInput as error:
-        raise ValueError(error.remedy) from None
 
 
 LMTP = "lmtp:"
@@ -462,9 +487,7 @@ class DeliverySettings(_Table):
     route: Routes = field(default_factory=dict)
     """Where the mail of a domain goes: ``mx``, a host, ``[address]``, with ``:port``;
     ``*`` is all others."""
-    host: dict[Annotated[str, _Checked(_routed_host)], HostDeliverySettings] = field(
-        default_factory=dict
-    )
+    host: dict[HostKey, HostDeliverySettings] = field(default_factory=dict)
     """By virtual host, what is different there."""
 
 

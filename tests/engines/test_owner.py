@@ -1,6 +1,7 @@
 import asyncio
 import errno
 import os
+import threading
 
 import pytest
 import uvloop
@@ -24,6 +25,7 @@ from vnsmail.errors import (
 )
 from vnsmail.model import Limits, Priority
 from vnsmail.queue.queue import Queue
+from vnsmail.queue.store import QueueStore
 
 HELLO = b"Subject: hi\r\n\r\nhello\r\n"
 LARGE = HELLO + b"\xfftext\r\n" * 100_000
@@ -95,6 +97,40 @@ async def test_250_is_said_after_the_commit(lodging, monkeypatch):
 
     assert (await send(lodging.client(), LARGE)).startswith(b"452 4.3.1 ")
     assert [] == list((lodging.folder / "host" / "incoming").iterdir())
+
+
+async def test_250_of_a_small_message_waits_for_the_commit(lodging, monkeypatch):
+    """Nothing is said while the disk is at it, and other sessions go on."""
+    await lodging.opened()
+    entered, released = threading.Event(), threading.Event()
+    commit = QueueStore.commit
+
+    def slow(store, changes):
+        entered.set()
+        released.wait(60)
+        return commit(store, changes)
+
+    monkeypatch.setattr(QueueStore, "commit", slow)
+    sending = asyncio.ensure_future(send(lodging.client(), HELLO))
+    await asyncio.to_thread(entered.wait, 60)
+    await lodging.client().hear(GREETING)
+    assert not sending.done()
+    released.set()
+    assert (await sending).startswith(b"250 2.0.0 queued as ")
+
+
+async def test_a_small_message_that_the_queue_did_not_take(lodging, monkeypatch):
+    """It is not acknowledged, and the room it took is given back."""
+    service = await lodging.opened(limits=Limits(queue_bytes=1000))
+    commit = QueueStore.commit
+    error = QueueUnavailable("queue.db", "its disk is full")
+    monkeypatch.setattr(QueueStore, "commit", lambda _, changes: [error] * len(changes))
+    for _ in range(5):
+        assert (await send(lodging.client(), HELLO)).startswith(b"452 4.3.1 ")
+    monkeypatch.setattr(QueueStore, "commit", commit)
+
+    assert (await send(lodging.client(), HELLO)).startswith(b"250 2.0.0 queued as ")
+    assert 1 == service.tally().accepted
 
 
 async def test_acknowledged_is_on_disk(lodging):

@@ -454,7 +454,7 @@ class OwnerService:
             max_message_size=smtp.max_message_size,
             max_recipients=smtp.max_recipients,
             command_timeout=smtp.command_timeout,
-            hide_clients=smtp.hide_clients,
+            hide_clients=smtp.hides_clients(self._facts.owner),
             max_sessions=min(
                 smtp.max_sessions, self._facts.limits.connections or smtp.max_sessions
             ),
@@ -462,7 +462,7 @@ class OwnerService:
             tls=self._tls,
             handshake_timeout=smtp.handshake_timeout,
             session_timeout=smtp.session_timeout,
-            strict_8bit=smtp.strict_8bit,
+            strict_8bit=smtp.is_strict(self._facts.owner),
             proxy_from=tuple(map(ip_network, smtp.proxy_from)),
         )
 
