@@ -98,6 +98,11 @@ class Layout:
         return folder / "events.jsonl"
 
     @property
+    def tls_keys(self) -> Path:
+        """Folder of a lab with keys of TLS sessions, for whoever reads its capture."""
+        return self.state / "tls-keys"
+
+    @property
     def dkim(self) -> Path:
         """Folder with a folder of DKIM keys for each host; it is root's alone."""
         return self.state / "dkim"

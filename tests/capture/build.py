@@ -161,8 +161,17 @@ FROM_CLIENT = 8
 """Packets from the client in the connection that ``mail`` makes."""
 
 
-def mail(client=ALPHA4, name="alpha.example", server=NORTH4, sender=None, **ends):
+def mail(
+    client=ALPHA4,
+    name="alpha.example",
+    server=NORTH4,
+    sender=None,
+    body_id="",
+    **ends,
+):
     """Return a connection that brings one message."""
+    trace = f"Received: by {name} (local, uid 0) with local id {body_id};\n\ttoday\n"
+    trace = trace if body_id else ""
     sender = f"ann@{name}" if sender is None else sender
     return (
         Connection(client, server, **ends)
@@ -172,7 +181,7 @@ def mail(client=ALPHA4, name="alpha.example", server=NORTH4, sender=None, **ends
         .answers("250-mx1.north.example\n250 SIZE 1000\n")
         .says(f"MAIL FROM:<{sender}>\nRCPT TO:<bob@north.example>\nDATA\n")
         .answers("250 ok\n250 ok\n354 go on\n")
-        .says("Subject: EHLO\n\nEHLO beta.example\n.\n")
+        .says(f"{trace}Subject: EHLO\n\nEHLO beta.example\n.\n")
         .answers("250 taken\n")
         .says("QUIT\n")
         .answers("221 bye\n")

@@ -22,7 +22,7 @@ from tests.capture.build import (
 )
 from tests.capture.test_pcap import header, packet
 from tests.cli.supervisor import FakeSupervisor
-from vnsmail.cli import app, prove
+from vnsmail.cli import app, prove, prove_ground
 from vnsmail.directory.store import Directory
 from vnsmail.errors import NotPrivileged
 from vnsmail.lab.facts import LabFacts, RemoteFacts, file_of
@@ -210,6 +210,14 @@ def test_json(run, file, tmp_path):
 
     assert 1 == code
     assert "" == err
+    connections, messages = proof.pop("connections"), proof.pop("messages")
+    assert [("mail", "alpha.example", ALPHA4), ("wrong", "alpha.example", BETA4)] == [
+        (each["kind"], each["sender"], each["client"]) for each in connections[:2]
+    ]
+    assert [[ALPHA4], [BETA4], [MACHINE4]] == [each["packets"] for each in messages]
+    assert ("packets", "remote") == tuple(proof.pop("witnesses"))
+    assert proof.pop("began") < proof.pop("ended")
+    assert ["lan0"] == proof.pop("interfaces")
     alpha = "1 connection (8 packets)"
     whose = f"the address of beta.example, and not from {ALPHA4} or {ALPHA6}"
     assert {
@@ -218,6 +226,8 @@ def test_json(run, file, tmp_path):
         "problems": [],
         "drops": 0,
         "strangers": 0,
+        "older": 0,
+        "packets": 45,
         "hosts": [
             {
                 "name": "machine.example",
@@ -401,8 +411,8 @@ def test_no_lab_and_no_file(run):
     assert 2 == code
     assert "" == out
     assert (
-        "vnsmail: capture '': give a pcapng file, or start a lab with `vnsmail lab up`\n"
-        == err
+        "vnsmail: capture '': give a pcapng file, or --seconds N, or start a "
+        "lab with `vnsmail lab up`\n" == err
     )
 
 
@@ -412,7 +422,7 @@ def test_the_machine_s_own_addresses(run, file, monkeypatch):
     local = (SourceAddress(ipaddress.ip_address("127.0.0.1"), 8),)
     loopback = Link("lo", loopback=True, addresses=local)
     actual = Actual(links=(Link("lan0", addresses=own), loopback))
-    monkeypatch.setattr(prove, "observe", lambda instance: actual)
+    monkeypatch.setattr(prove_ground, "observe", lambda instance: actual)
     code, out, _ = run(file(*BOTH_FAMILIES), "--json")
 
     assert 0 == code
@@ -423,7 +433,7 @@ def test_without_privilege_to_look(run, file, monkeypatch):
     def refuse(instance):
         raise PermissionError(1, "no")
 
-    monkeypatch.setattr(prove, "observe", refuse)
+    monkeypatch.setattr(prove_ground, "observe", refuse)
     code, _, err = run(file(*BOTH_FAMILIES))
 
     assert NotPrivileged.exit_code == code

@@ -82,7 +82,7 @@ def read(
 def _read(
     path: Path, file: BinaryIO, ports: Collection[int], tell: Callable[[int], None]
 ) -> Evidence:
-    reading = Reading(path, _reader(path, file), ports)
+    reading = Reading(path, open_reader(path, file), ports)
     reading.take(lambda: tell(file.tell()))
     return reading.evidence()
 
@@ -161,7 +161,8 @@ def _place(captured: pcapng.CapturedPacket) -> object:
     return captured.interface, captured.direction, header
 
 
-def _reader(path: Path, file: BinaryIO) -> pcapng.PcapngReader | pcap.PcapReader:
+def open_reader(path: Path, file: BinaryIO) -> pcapng.PcapngReader | pcap.PcapReader:
+    """Return what reads a capture; BadInput if it is none."""
     magic = file.read(4)
     file.seek(0)
     if magic == pcapng.MAGIC:

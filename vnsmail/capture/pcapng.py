@@ -279,14 +279,15 @@ class PcapngReader:
         self._offset = 0
         self._order = "<"
         self._section: list[_Interface] = []
-        self._lost: dict[int, int] = {}
+        self.lost: dict[int, int] = {}
+        """Packets that the capture lost, by interface, of those that say it."""
 
     @property
     def drops(self) -> int | None:
         """Packets that the capture lost; None if the file does not say it of all."""
-        if not self.interfaces or len(self._lost) < len(self.interfaces):
+        if not self.interfaces or len(self.lost) < len(self.interfaces):
             return None
-        return sum(self._lost.values())
+        return sum(self.lost.values())
 
     def __iter__(self) -> Iterator[CapturedPacket]:
         if self._offset:
@@ -429,7 +430,7 @@ class PcapngReader:
             if code in options
         ]
         if counts:
-            self._lost[interface.number] = sum(counts)
+            self.lost[interface.number] = sum(counts)
 
     def _take_secrets(self, body: bytes) -> None:
         kind, size = struct.unpack_from(self._order + "II", body)

@@ -1,9 +1,11 @@
 """Records SMTP packets of links into a pcapng file. PRIVILEGED: needs CAP_NET_RAW.
 
 ``python -m vnsmail.capture.record --file FILE (--link NAME | --places FILE)
-[--port 25 …] [--ready-fd N]`` records until SIGTERM or SIGINT: on one link of the
-network namespace that it runs in, or on those of a plan (places.py; ``-`` is standard
-input), wherever they are. Each place is an interface of the file.
+[--port 25 …] [--older FILE] [--ready-fd N] [--until-fd N]`` records until SIGTERM or
+SIGINT, or until the other end of a pipe is closed: on one link of the network namespace
+that it runs in, or on those of a plan (places.py; ``-`` is standard input), wherever they
+are. Each place is an interface of the file. ``--older`` gets the connections that were
+there before.
 
 A packet socket is bound to one link, so a bridge and its ports are not both heard; of a
 loopback link, which shows every packet on its way out and on its way in, only the way in
@@ -18,6 +20,7 @@ second and at the end, so that whoever reads the file, at whatever moment, knows
 import argparse
 import contextlib
 import ipaddress
+import json
 import os
 import selectors
 import signal
@@ -29,7 +32,7 @@ from pathlib import Path
 from types import FrameType
 
 from vnsmail import __version__
-from vnsmail.capture import bpf, pcapng, places
+from vnsmail.capture import bpf, established, pcapng, places
 from vnsmail.capture.flows import SMTP_PORTS
 from vnsmail.capture.packets import ETHERNET
 from vnsmail.capture.places import Place
@@ -180,12 +183,20 @@ class Recorder:
             tap.close()
 
 
-def record(recorder: Recorder, stop: socket.socket, *, all_needed: bool = True) -> None:
-    """Record until something can be read from ``stop``."""
+def record(
+    recorder: Recorder,
+    stop: socket.socket,
+    *,
+    until: int | None = None,
+    all_needed: bool = True,
+) -> None:
+    """Record until something can be read from ``stop``, or ``until`` is closed."""
     with selectors.DefaultSelector() as selector:
         for tap in recorder.taps:
             selector.register(tap, selectors.EVENT_READ, tap)
         selector.register(stop, selectors.EVENT_READ)
+        if until is not None:
+            selector.register(until, selectors.EVENT_READ)
         due = time.monotonic() + STATISTICS_EVERY
         while True:
             # A link that goes says so once, as an event without packets.
@@ -222,7 +233,9 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--file", required=True, type=Path)
     parser.add_argument("--port", action="append", type=int)
     parser.add_argument("--buffer", type=int, default=BUFFER)
+    parser.add_argument("--older", type=Path)
     parser.add_argument("--ready-fd", type=int)
+    parser.add_argument("--until-fd", type=int)
     return parser.parse_args(words)
 
 
@@ -258,10 +271,16 @@ def main(words: Sequence[str] | None = None) -> int:
         plan = _plan(arguments)
         recorder = Recorder(_open(plan, arguments.buffer), arguments.file, plan.names)
         with contextlib.closing(recorder):
+            if arguments.older is not None:
+                # Now that packets are heard: what begins meanwhile is seen to begin.
+                spaces = {each.namespace for each in plan.places} | {""}
+                rows = established.connections(spaces, plan.ports)
+                arguments.older.write_text(json.dumps(rows))
             if arguments.ready_fd is not None:
                 os.write(arguments.ready_fd, b"ready")
                 os.close(arguments.ready_fd)
-            record(recorder, stop, all_needed=len(plan.places) == 1)
+            one = len(plan.places) == 1
+            record(recorder, stop, until=arguments.until_fd, all_needed=one)
     except VnsmailError as error:
         sys.stderr.write(f"vnsmail: {error}\n")
         return error.exit_code

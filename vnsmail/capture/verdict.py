@@ -34,7 +34,7 @@ from vnsmail.capture.flows import Flow
 from vnsmail.capture.proof import Case, Connection, Judged, Proof, Sender, Verdict
 from vnsmail.capture.received import Received
 from vnsmail.capture.witnesses import Heard, Hearing, Standing, Testimony, Witness
-from vnsmail.model import MACHINE, IPAddress, SourceCheck
+from vnsmail.model import MACHINE, Context, IPAddress, SourceCheck
 
 __all__ = ["Case", "Judged", "Proof", "Sender", "Verdict", "judge", "judge_case"]
 
@@ -259,6 +259,12 @@ class _Court:
             owners=owners,
             received=case.received or (),
             window=case.window,
+            local=frozenset(
+                address
+                for sender in case.senders
+                if sender.context != Context.NAMESPACE
+                for address in sender.addresses
+            ),
         )
         messages, unseen = witnesses.compare(hearing, case.sockets or ())
         for each in messages:

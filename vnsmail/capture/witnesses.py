@@ -123,6 +123,9 @@ class Hearing:
     received: Sequence[Received] = ()
     window: tuple[int, int] = (0, 0)
     """First and last moment of the capture: messages outside are none of it."""
+    local: frozenset[IPAddress] = frozenset()
+    """Addresses in the machine's own network: what goes from one of them to another
+    leaves by no link."""
 
 
 def compare(
@@ -167,6 +170,8 @@ class _Stand:
         if heard is not None:
             self._told.setdefault(id(heard.flow), set()).add(event.id)
             self._add(heard, Origin(sender, event.id), event)
+            return
+        if {event.source, event.remote_address} <= self._hearing.local:
             return
         first, last = self._hearing.window
         if first <= event.time <= last:

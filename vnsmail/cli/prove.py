@@ -1,29 +1,25 @@
 """``vnsmail prove``: the verdict on captured packets."""
 
 import contextlib
-import ipaddress
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vnsmail import settings
-from vnsmail.capture import evidence
-from vnsmail.capture.flows import SMTP_PORTS
+from vnsmail.capture import evidence, sockets
 from vnsmail.capture.mailboxes import read_received
-from vnsmail.capture.verdict import Judged, Proof, Sender, Verdict, judge
-from vnsmail.cli import client
+from vnsmail.capture.proof import Case, Judged, Proof, Verdict
+from vnsmail.capture.report import Report, Stopped, described, remarks
+from vnsmail.capture.verdict import judge_case
+from vnsmail.cli import client, prove_live
 from vnsmail.cli.options import AsJson, layout_of
+from vnsmail.cli.prove_ground import Ground, Question, ground
 from vnsmail.cli.render import as_json, line, progress, remark, table
-from vnsmail.directory import open_to_read
-from vnsmail.errors import BadInput, DaemonNotRunning, NotPrivileged
-from vnsmail.lab import facts as lab
-from vnsmail.lab.start import default_root
-from vnsmail.model import Family, IPAddress, VirtualHost
-from vnsmail.net.observe import observe
-from vnsmail.settings import Layout, Settings
+from vnsmail.errors import BadInput, DaemonNotRunning, NotPrivileged, StateUnusable
+from vnsmail.lab import start as lab
 from vnsmail.supervisor import control
 
 SHOW_PROGRESS_FROM = 4 * 1024 * 1024
@@ -43,17 +39,14 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, slots=True)
-class _Case:
-    """What is to be proven, and from what."""
+class _Seen:
+    """What the packets are, and when they were captured."""
 
     file: Path
-    senders: tuple[Sender, ...]
-    ports: frozenset[int]
-    mail: tuple[Path, ...]
-    """Folders with remotes' Maildirs; none where no remote is asked."""
-    others: frozenset[IPAddress]
-    layout: Layout
-    """Of the root whose hosts they are."""
+    found: evidence.Evidence
+    older: frozenset[tuple[object, ...]] = frozenset()
+    window: tuple[int, int] = (0, 0)
+    """Nanoseconds since the epoch."""
 
 
 def prove(
@@ -62,6 +55,30 @@ def prove(
         Path | None,
         typer.Argument(help="A pcapng or pcap file; without it a running lab's."),
     ] = None,
+    pcap: Annotated[
+        Path | None, typer.Option("--pcap", help="The same as FILE.")
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--seconds", min=0.1, help="Record packets of all contexts for so long."
+        ),
+    ] = None,
+    messages: Annotated[
+        int | None,
+        typer.Option(
+            "--messages", min=1, help="Record until so many messages were sent."
+        ),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds to wait for --messages, at most.")
+    ] = 300.0,
+    hosts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Hosts file to take the virtual hosts from; else the root's."
+        ),
+    ] = None,
     mail: Annotated[
         list[Path] | None,
         typer.Option(
@@ -69,6 +86,12 @@ def prove(
             "lines from; give none, one or more."
         ),
     ] = None,
+    events: Annotated[
+        str,
+        typer.Option(
+            help="Event log to ask the sockets, or `off`; else the root's if there is one."
+        ),
+    ] = "",
     machine: Annotated[
         list[str] | None,
         typer.Option(
@@ -76,9 +99,44 @@ def prove(
             "or those on the machine's links now."
         ),
     ] = None,
+    machine_name: Annotated[
+        str,
+        typer.Option(help="What the machine calls itself; else as in vnsmail.toml."),
+    ] = "",
     other: Annotated[
         list[str] | None,
         typer.Option(help="An address known to be somebody else's, such as a remote."),
+    ] = None,
+    port: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1, max=65535, help="A port that counts as SMTP; else 25 and smtp.port."
+        ),
+    ] = None,
+    every: Annotated[
+        bool | None,
+        typer.Option(
+            "--all/--seen",
+            help="Every sender must have sent mail, or some must. A recording looks at "
+            "those it has seen, a file at all, if you do not say.",
+        ),
+    ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the packets, with names and comments for Wireshark, to this file."
+        ),
+    ] = None,
+    tls_keys: Annotated[
+        bool,
+        typer.Option(
+            "--tls-keys",
+            help="Put the keys of TLS sessions into --save's file. Only in a lab that "
+            "was started with --tls-keys.",
+        ),
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the proof as an HTML page to this file.")
     ] = None,
     json: AsJson = False,
 ) -> None:
@@ -86,208 +144,188 @@ def prove(
 
     Every virtual host of the directory and the machine must have sent mail, each packet
     of it from the sender's own address, every connection request answered there, and
-    the remotes' Received lines must say the same. Exits with 0 only then.
+    what their sockets and the remotes say must be the same. Exits with 0 only then.
     """
-    case = _case(
-        layout_of(context),
-        file,
-        tuple(mail or ()),
-        _addresses("machine", machine or ()),
-        _addresses("other", other or ()),
+    live = seconds is not None or messages is not None
+    _check(file, pcap, live=live, save=save, tls_keys=tls_keys)
+    asked = Question(
+        file=file or pcap,
+        hosts=hosts,
+        mail=tuple(mail or ()),
+        machine=tuple(machine or ()),
+        machine_name=machine_name,
+        other=tuple(other or ()),
+        events=events,
+        ports=tuple(port or ()),
+        live=live,
     )
-    found = _read(case)
-    lines = [line for folder in case.mail for line in read_received(folder)]
-    proof = judge(
-        case.senders,
-        found.flows,
-        lines if case.mail else None,
-        others=case.others,
-        damage=found.damage,
-    )
-    stopped = _stopped(case)
+    known = ground(layout_of(context), asked)
+    key_log = _key_log(known) if tls_keys else b""
+    wanted = prove_live.Wanted(seconds, messages, timeout)
+    with _packets(known, wanted if live else None) as seen:
+        proof = _judge(known, seen, every=not live if every is None else every)
+        kept = save or (known.file if not live else None)
+        report = _report(known, seen, proof, kept)
+        if save is not None:
+            _save(known, seen, proof, save, key_log)
+    if html is not None:
+        _write(html, report)
     if json:
-        as_json(_described(case, found, proof, stopped))
+        as_json(described(report))
     else:
-        _show(case, found, proof, stopped)
+        _show(report, kept)
     if proof.verdict is not Verdict.PASS:
         raise typer.Exit(1)
 
 
-def _case(
-    layout: Layout,
+def _check(
     file: Path | None,
-    mail: tuple[Path, ...],
-    machine: frozenset[IPAddress],
-    others: frozenset[IPAddress],
-) -> _Case:
-    """Return the case as asked for, with what a running lab knows filled in."""
-    found = lab.read(layout)
-    if found is None and file is None and not layout.instance:
-        layout = settings.layout(default_root())
-        found = lab.read(layout)
-    if found is None and file is None:
+    pcap: Path | None,
+    *,
+    live: bool,
+    save: Path | None,
+    tls_keys: bool,
+) -> None:
+    if file is not None and pcap is not None:
+        raise BadInput("capture", str(pcap), "FILE is given already; give one of them")
+    if live and (file or pcap):
         raise BadInput(
-            "capture", "", "give a pcapng file, or start a lab with `vnsmail lab up`"
+            "capture", str(file or pcap), "give it, or --seconds or --messages"
         )
-    configured = settings.load(layout.settings_file)
-    with open_to_read(layout.directory_db) as directory:
-        hosts = directory.hosts()
-    name = configured.machine.name
-    if found is not None:
-        name = found.machine_name
-        mail = mail or (tuple(map(Path, found.mail)) if file is None else ())
-        remotes = [a for remote in found.remotes for a in remote.addresses]
-        others |= _addresses("lab", [*remotes, found.nameserver])
-        machine = machine or _addresses("lab", found.machine_addresses)
-    machine = machine or _on_links(layout)
-    return _Case(
-        file=file or Path(found.capture if found else ""),
-        senders=(_machine(name, machine, hosts), *map(_host, hosts)),
-        ports=_ports(configured),
-        mail=mail,
-        others=others,
-        layout=layout,
-    )
+    if tls_keys and save is None:
+        raise BadInput("--tls-keys", "", "say with --save where the packets are to go")
 
 
-def _ports(configured: Settings) -> frozenset[int]:
-    return frozenset((*SMTP_PORTS, configured.smtp.port))
-
-
-def _addresses(what: str, texts: Iterable[str]) -> frozenset[IPAddress]:
-    try:
-        return frozenset(ipaddress.ip_address(text) for text in texts)
-    except ValueError as error:
-        raise BadInput(what, str(error), "give an IP address, without prefix") from None
-
-
-def _on_links(layout: Layout) -> frozenset[IPAddress]:
-    """Return the addresses on the machine's links, without those of virtual hosts.
+def _key_log(known: Ground) -> bytes:
+    """Return the keys of a lab's TLS sessions.
 
     Raises:
-        NotPrivileged: only root sees which are whose.
+        BadInput: this is no lab, or it keeps no keys.
     """
+    if known.lab is None or lab.running(known.layout) is None:
+        remedy = "keys are kept in a lab only: `vnsmail lab up --tls-keys`"
+        raise BadInput("--tls-keys", "", remedy)
+    folder = known.layout.tls_keys
+    if not folder.is_dir():
+        remedy = "the lab keeps none; start it with `vnsmail lab up --tls-keys`"
+        raise BadInput("--tls-keys", "", remedy)
+    return b"".join(each.read_bytes() for each in sorted(folder.glob("*.keys")))
+
+
+@contextlib.contextmanager
+def _packets(known: Ground, live: prove_live.Wanted | None) -> Iterator[_Seen]:
+    """Give the packets of the file, or record some."""
+    if live is None:
+        file = known.file or Path()
+        found = _read(file, known)
+        yield _Seen(file, found, window=(found.began, found.ended))
+        return
+    with tempfile.TemporaryDirectory(prefix="vnsmail-prove-") as folder:
+        file = Path(folder, "capture.pcapng")
+        with progress("recording") as tell:
+
+            def told(passed: float, seen: int) -> None:
+                if live.messages is not None:
+                    tell("messages", min(seen, live.messages), live.messages)
+                else:
+                    tell(f"{seen} messages", int(passed), int(live.seconds or 0))
+
+            made = prove_live.record(known, file, live, told)
+        yield _Seen(
+            file, made.evidence, frozenset(made.older), (made.began, made.ended)
+        )
+
+
+def _read(file: Path, known: Ground) -> evidence.Evidence:
+    """Return what a capture shows; a long one with a bar that says how far it is."""
     try:
-        links = observe(layout.instance).links
-    except PermissionError:
-        remedy = "run it as root, or give --machine ADDRESS"
-        raise NotPrivileged("tell the machine's addresses", remedy) from None
-    return frozenset(
-        a.address for link in links if not link.loopback for a in link.addresses
-    )
-
-
-def _host(host: VirtualHost) -> Sender:
-    sources = [host.source(family) for family in Family]
-    return Sender(
-        name=host.name,
-        context=host.context.value,
-        expected=tuple(source.address for source in sources if source),
-        addresses=frozenset(a.address for a in host.addresses),
-        domains=frozenset(host.domains),
-        helo=host.says,
-        check=host.source_check,
-        public=frozenset(host.public_addresses),
-    )
-
-
-def _machine(
-    name: str, addresses: frozenset[IPAddress], hosts: tuple[VirtualHost, ...]
-) -> Sender:
-    if name.lower() in {host.name for host in hosts}:
-        remedy = "a virtual host has it; packets could not tell the two apart"
-        raise BadInput("machine name", name, remedy)
-    own = addresses - {a.address for host in hosts for a in host.addresses}
-    expected = sorted(own, key=lambda address: (address.version, address))
-    return Sender(
-        name=name.lower(),
-        context="machine",
-        expected=tuple(expected),
-        addresses=own,
-        domains=frozenset({name.lower()}),
-    )
-
-
-def _read(case: _Case) -> evidence.Evidence:
-    """Return what the capture shows; a long one with a bar that says how far it is."""
-    try:
-        size = case.file.stat().st_size
+        size = file.stat().st_size
     except OSError:
         size = 0
     if size < SHOW_PROGRESS_FROM:
-        return evidence.read(case.file, case.ports)
+        return evidence.read(file, known.ports)
     with progress("prove") as tell:
         return evidence.read(
-            case.file, case.ports, lambda done: tell("reading", done, size)
+            file, known.ports, lambda done: tell("reading", done, size)
         )
 
 
-def _stopped(case: _Case) -> dict[str, control.Guarded]:
+def _judge(known: Ground, seen: _Seen, *, every: bool) -> Proof:
+    lines = [each for folder in known.mail for each in read_received(folder)]
+    began, ended = seen.window
+    said = None
+    if known.events is not None:
+        said = sockets.read(known.events, began / 1e9, ended / 1e9)
+    case = Case(
+        senders=known.senders,
+        received=lines if known.mail else None,
+        sockets=said,
+        others=known.others,
+        older=frozenset(seen.older),  # type: ignore[arg-type]  # ends, as recorded
+        damage=seen.found.damage,
+        window=seen.window,
+        every=every,
+    )
+    return judge_case(case, seen.found.flows)
+
+
+def _report(known: Ground, seen: _Seen, proof: Proof, kept: Path | None) -> Report:
+    found = seen.found
+    return Report(
+        proof=proof,
+        file=str(kept) if kept else "recorded, and not kept (--save FILE keeps it)",
+        packets=found.packets,
+        drops=found.drops,
+        cut_off=found.cut_off,
+        began=found.began,
+        ended=found.ended,
+        interfaces=found.interfaces,
+        names=known.names,
+        stopped=_stopped(known),
+    )
+
+
+def _stopped(known: Ground) -> dict[str, Stopped]:
     """Return what the kernel has stopped of each host, as far as that can be asked.
 
     Counted since a host's rules were made, not since the capture began: it tells that
     something tried, and is no part of the verdict, for what was stopped did not leave.
     """
-    found: dict[str, control.Guarded] = {}
+    found: dict[str, Stopped] = {}
     with contextlib.suppress(DaemonNotRunning, NotPrivileged):
-        for sender in case.senders:
+        for sender in known.senders:
             if sender.context == "machine":
                 continue
             with contextlib.suppress(client.Refused):
                 request = control.GetGuard(sender.name)
-                answer = client.ask(case.layout, request, control.Guarded)
+                answer = client.ask(known.layout, request, control.Guarded)
                 if not answer.problem:
-                    found[sender.name] = answer
+                    found[sender.name] = Stopped(
+                        answer.dropped_packets, answer.borrowed_packets
+                    )
     return found
 
 
-def _described(
-    case: _Case,
-    found: evidence.Evidence,
-    proof: Proof,
-    stopped: dict[str, control.Guarded],
-) -> object:
-    return {
-        "verdict": proof.verdict,
-        "file": str(case.file),
-        "hosts": [
-            _described_host(host, stopped.get(host.sender.name), asked=bool(case.mail))
-            for host in proof.hosts
-        ],
-        "problems": proof.problems,
-        "drops": found.drops,
-        "strangers": proof.strangers,
-    }
-
-
-def _described_host(
-    host: Judged, stopped: control.Guarded | None, *, asked: bool
-) -> object:
-    return {
-        "name": host.sender.name,
-        "context": host.sender.context,
-        "expected": [str(address) for address in host.sender.expected],
-        "seen": [str(address) for address in host.seen],
-        "packets": host.packets,
-        "wrong": host.wrong,
-        "helo": host.helo,
-        "mail_from": host.mail_from,
-        "attempts": host.attempts,
-        "received": "\n".join(host.received) if asked else None,
-        "verdict": host.verdict,
-        "problems": host.problems,
-        "source_check": host.sender.check,
-        "dropped_packets": stopped.dropped_packets if stopped else None,
-        "borrowed_packets": stopped.borrowed_packets if stopped else None,
-    }
-
-
-def _show(
-    case: _Case,
-    found: evidence.Evidence,
-    proof: Proof,
-    stopped: dict[str, control.Guarded],
+def _save(
+    known: Ground, seen: _Seen, proof: Proof, target: Path, key_log: bytes
 ) -> None:
+    from vnsmail.capture import annotate  # noqa: PLC0415  few commands need it
+
+    annotate.write(seen.file, target, proof, known.names, key_log)
+
+
+def _write(path: Path, report: Report) -> None:
+    from vnsmail.capture import page  # noqa: PLC0415  few commands need it
+
+    try:
+        path.write_text(page.page(report), encoding="utf-8")
+    except OSError as error:
+        problem = (error.strerror or str(error)).lower()
+        raise StateUnusable(str(path), problem, "name another file") from None
+
+
+def _show(report: Report, kept: Path | None) -> None:
+    proof = report.proof
     rows = [_row(host) for host in proof.hosts]
     table("proof", COLUMNS, rows, "nobody to judge", aside="received")
     for host in proof.hosts:
@@ -296,9 +334,12 @@ def _show(
                 line(f"{host.sender.name}: {problem}")
     for problem in proof.problems:
         line(problem)
-    for text in (*_remarks(case, found, proof), *_guard_remarks(stopped)):
+    for text in remarks(report):
         remark(text)
-    remark(f"{proof.verdict}; the packets are in {case.file}")
+    if kept is not None:
+        remark(f"{proof.verdict}; the packets are in {kept}")
+    else:
+        remark(f"{proof.verdict}; {report.packets} packets, not kept")
 
 
 def _row(host: Judged) -> tuple[object, ...]:
@@ -318,47 +359,3 @@ def _row(host: Judged) -> tuple[object, ...]:
 def _client(received: str) -> str:
     """Return the part of a Received field that says who came."""
     return received.removeprefix("from ").partition(" by ")[0]
-
-
-def _guard_remarks(stopped: dict[str, control.Guarded]) -> list[str]:
-    """Return what the kernel stopped: something tried, and did not get out."""
-    remarks = []
-    for name, found in stopped.items():
-        if found.dropped_packets:
-            remarks.append(
-                f"{name}: the kernel dropped {found.dropped_packets} packets to mail "
-                "ports from an address that is not its own (since its rules were made)"
-            )
-        if found.borrowed_packets:
-            remarks.append(
-                f"{name}: the kernel dropped {found.borrowed_packets} packets of others "
-                "from its addresses (since its rules were made)"
-            )
-    return remarks
-
-
-def _remarks(case: _Case, found: evidence.Evidence, proof: Proof) -> list[str]:
-    """Return what bears on how much the verdict says."""
-    remarks = [
-        f"{host.sender.name}: {host.attempts} refused, unanswered or turned away "
-        "before EHLO, so without mail"
-        for host in proof.hosts
-        if host.attempts
-    ]
-    remarks += [
-        f"{host.sender.name}: not judged, as its source-check is off"
-        for host in proof.hosts
-        if host.verdict is Verdict.OFF
-    ]
-    remarks += [
-        f"{host.sender.name}: behind NAT; proven from its own address up to the uplink"
-        for host in proof.hosts
-        if host.verdict is Verdict.PASS and host.sender.outside
-    ]
-    if not case.mail:
-        remarks.append("Received lines are not compared: no --mail was given")
-    if found.drops is None:
-        remarks.append("the file does not say whether packets were dropped")
-    if found.cut_off:
-        remarks.append("the last packet of the file is not whole")
-    return remarks

@@ -114,6 +114,30 @@ def trace(path: Path, message_id: str, since: float) -> Life:
     return life
 
 
+def of_kind(path: Path, kind: str, since: float) -> Iterator[Event]:
+    """Give the events of one kind from about a time on, the oldest file first.
+
+    Args:
+        path: the event log.
+        kind: what ``event`` says.
+        since: seconds since the epoch; some that are older may come, too.
+
+    Raises:
+        PermissionError: the log is not ours to read.
+    """
+    needle = b'"event":' + _QUOTED % kind.encode()
+    for file in files(path):
+        try:
+            if file.stat().st_mtime < since - SLACK:
+                continue
+            with _Lines.open(file) as lines:
+                for line in lines.with_bytes(needle, since - SLACK):
+                    with contextlib.suppress(ValueError):
+                        yield record.parse(line)
+        except FileNotFoundError:
+            continue
+
+
 def _newer(file: Path, until: float) -> bool:
     with contextlib.suppress(OSError):
         return file.stat().st_mtime > until
