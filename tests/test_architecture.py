@@ -160,6 +160,7 @@ PURE = [
     "capture/proof.py",
     "capture/received.py",
     "capture/report.py",
+    "capture/senders.py",
     "capture/style.py",
     "capture/verdict.py",
     "capture/witnesses.py",

@@ -599,6 +599,31 @@ def _absolute(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditSettings(_Table):
+    """[audit]: how connections begin, looked at all the time."""
+
+    enabled: Flag = False
+    """Watch from the start; `vnsmail audit start` does the same until the next one."""
+    ignore: tuple[Annotated[str, _Checked(_network)], ...] = ()
+    """Networks whose connections pass by here and are somebody else's."""
+
+
+def _folder(text: str) -> str:
+    if text and not text.startswith("/"):
+        raise ValueError("write an absolute path")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class LabSettings(_Table):
+    """[lab]: what a lab does and nobody else."""
+
+    tls_keys: Annotated[str, _Checked(_folder)] = ""
+    """Folder for the keys of TLS sessions; empty: they are told nobody. It is refused
+    outside a lab: whoever has them reads the mail."""
+
+
+@dataclass(frozen=True, slots=True)
 class EventSettings(_Table):
     """[events]: the event log, a line of JSON for what becomes of each message."""
 
@@ -621,6 +646,8 @@ class Settings(_Table):
     network: NetworkSettings = field(default_factory=NetworkSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     events: EventSettings = field(default_factory=EventSettings)
+    audit: AuditSettings = field(default_factory=AuditSettings)
+    lab: LabSettings = field(default_factory=LabSettings)
     authentication: AuthenticationSettings = field(
         default_factory=AuthenticationSettings
     )

@@ -19,27 +19,43 @@ from vnsmail.capture.bpf import (
     MAX_PORTS,
     NOTHING,
     RETURN,
+    SMALL,
+    audit_filter,
     smtp_filter,
 )
 from vnsmail.capture.packets import parse
 
 
-def run(program, frame):
+def run(program, frame):  # noqa: C901, PLR0912  a machine, instruction by instruction
     """Return what the program returns for a frame; 0 if it reads beyond the end."""
     a = x = at = 0
+    stored = {}
     while True:
         code, if_true, if_false, value = program[at]
         at += 1
-        place = value + (x if code == LOAD_HALF_X else 0)
+        place = value + (x if code in {LOAD_HALF_X, LOAD_BYTE_X} else 0)
         size = 2 if code in {LOAD_HALF, LOAD_HALF_X} else 1
-        if code in {LOAD_HALF, LOAD_HALF_X, LOAD_BYTE, LOAD_HEADER_LENGTH} and (
-            place + size > len(frame)
-        ):
+        loads = {LOAD_HALF, LOAD_HALF_X, LOAD_BYTE, LOAD_BYTE_X, LOAD_HEADER_LENGTH}
+        if code in loads and place + size > len(frame):
             return 0
         match code:
             case _ if code in {LOAD_HALF, LOAD_HALF_X}:
                 (a,) = struct.unpack_from("!H", frame, place)
-            case _ if code == LOAD_BYTE:
+            case 0x54:
+                a &= value
+            case 0x74:
+                a >>= value
+            case 0x1C:
+                a = (a - x) % 2**32
+            case 0x07:
+                x = a
+            case 0x02:
+                stored[value] = a
+            case 0x60:
+                a = stored[value]
+            case 0x25:
+                at += if_true if a > value else if_false
+            case _ if code in {LOAD_BYTE, LOAD_BYTE_X}:
                 a = frame[place]
             case _ if code == LOAD_HEADER_LENGTH:
                 x = (frame[place] & 15) * 4
@@ -53,6 +69,7 @@ def run(program, frame):
                 raise AssertionError(code)
 
 
+LOAD_BYTE_X = 0x50
 FILTER = smtp_filter((25, 2525))
 
 
@@ -143,3 +160,36 @@ def test_number_of_ports():
 def test_as_the_kernel_takes_it():
     assert struct.pack("HBBI", RETURN, 0, 0, 0) == NOTHING[0].packed()
     assert 8 == len(FILTER[0].packed())
+
+
+AUDIT = audit_filter((25, 2525))
+
+
+@pytest.mark.parametrize("client", ["10.77.0.11", "fd77::11"])
+def test_of_a_connection_the_audit_gets_what_the_client_commands(client):
+    """SYN, EHLO and the like, FIN: not the answers, nor bare acknowledgements."""
+    server = "fd77::3" if ":" in client else "10.77.0.3"
+    frames = mail(client, server=server).frames
+    kept = [parse(frame) for frame in frames if run(AUDIT, frame)]
+
+    assert ["SYN", "EHLO", "MAIL", "Subj", "QUIT", "FIN"] == [
+        packet.payload[:4].decode() or ("SYN" if packet.has(2) else "FIN")
+        for packet in kept
+    ]
+
+
+@pytest.mark.parametrize("build", [ipv4, ipv6])
+@pytest.mark.parametrize("options", [b"", b"\1" * 12])
+def test_the_audit_gets_no_bodies(build, options):
+    kept = [
+        size
+        for size in (0, 1, SMALL, SMALL + 1, 1400)
+        if run(AUDIT, ethernet(build(tcp(payload=b"x" * size, options=options))))
+    ]
+
+    assert [1, SMALL] == kept
+
+
+@given(st.binary(max_size=200))
+def test_whatever_comes_the_audit_s_filter_ends(frame):
+    assert run(AUDIT, frame) in {0, KEEP_ALL}

@@ -121,3 +121,95 @@ def smtp_filter(ports: Sequence[int]) -> tuple[Instruction, ...]:
     program.label("keep")
     program.do(RETURN, KEEP_ALL)
     return program.resolved()
+
+
+SMALL = 512
+"""Octets of a segment in which commands are; one with more is part of a body."""
+
+_AND, _SHIFT_RIGHT, _SUBTRACT_X, _TO_X = 0x54, 0x74, 0x1C, 0x07
+_STORE, _LOAD_STORED, _LOAD_BYTE_X, _JUMP_GREATER = 0x02, 0x60, 0x50, 0x25
+
+
+def audit_filter(ports: Sequence[int]) -> tuple[Instruction, ...]:
+    """Return the program that keeps what shows how connections to these ports begin.
+
+    Of TCP to the ports: SYN, FIN and RST, and segments of 1 to SMALL octets. What the
+    servers answer, acknowledgements without data and message bodies are left out, which
+    is nearly all. What cannot be decided is kept, as by ``smtp_filter``.
+
+    Args:
+        ports: at least one, MAX_PORTS at most.
+    """
+    if not 1 <= len(ports) <= MAX_PORTS:
+        message = f"1 to {MAX_PORTS} ports fit, not {len(ports)}"
+        raise ValueError(message)
+    program = _Program()
+    program.do(LOAD_HALF, _ETHERTYPE)
+    program.jump(JUMP_EQUAL, _IPV4, "ipv4")
+    program.jump(JUMP_EQUAL, _IPV6, "ipv6")
+    for tag in _VLAN_TAGS:
+        program.jump(JUMP_EQUAL, tag, "keep")
+    program.do(RETURN, 0)
+    _begins_ipv4(program, ports)
+    _begins_ipv6(program, ports)
+    program.label("drop")
+    program.do(RETURN, 0)
+    program.label("keep")
+    program.do(RETURN, KEEP_ALL)
+    return program.resolved()
+
+
+def _begins_ipv4(program: _Program, ports: Sequence[int]) -> None:
+    program.label("ipv4")
+    program.do(LOAD_BYTE, _FRAME + 9)
+    program.jump(JUMP_EQUAL, _TCP, "", "drop")
+    program.do(LOAD_HALF, _FRAME + 6)
+    program.jump(JUMP_ANY_BIT, 0x3FFF, "keep")
+    program.do(LOAD_HEADER_LENGTH, _FRAME)
+    program.do(LOAD_HALF_X, _FRAME + 2)
+    for port in ports:
+        program.jump(JUMP_EQUAL, port, "ipv4 port")
+    program.do(RETURN, 0)
+    program.label("ipv4 port")
+    program.do(_LOAD_BYTE_X, _FRAME + 13)
+    program.jump(JUMP_ANY_BIT, _BEGIN_OR_END, "keep")
+    program.do(LOAD_HALF, _FRAME + 2)
+    program.do(_SUBTRACT_X, 0)
+    program.do(_STORE, 0)
+    program.do(_LOAD_BYTE_X, _FRAME + 12)
+    _payload(program)
+
+
+def _begins_ipv6(program: _Program, ports: Sequence[int]) -> None:
+    program.label("ipv6")
+    program.do(LOAD_BYTE, _FRAME + 6)
+    program.jump(JUMP_EQUAL, _TCP, "ipv6 tcp")
+    for extension in _EXTENSIONS:
+        program.jump(JUMP_EQUAL, extension, "keep")
+    program.do(RETURN, 0)
+    program.label("ipv6 tcp")
+    program.do(LOAD_HALF, _FRAME + 42)
+    for port in ports:
+        program.jump(JUMP_EQUAL, port, "ipv6 port")
+    program.do(RETURN, 0)
+    program.label("ipv6 port")
+    program.do(LOAD_BYTE, _FRAME + 40 + 13)
+    program.jump(JUMP_ANY_BIT, _BEGIN_OR_END, "keep")
+    program.do(LOAD_HALF, _FRAME + 4)
+    program.do(_STORE, 0)
+    program.do(LOAD_BYTE, _FRAME + 40 + 12)
+    _payload(program)
+
+
+_BEGIN_OR_END = 0x07  # FIN, SYN, RST
+
+
+def _payload(program: _Program) -> None:
+    """Go on with how many octets follow TCP's header, whose length A has; M[0] the rest."""
+    program.do(_AND, 0xF0)
+    program.do(_SHIFT_RIGHT, 2)
+    program.do(_TO_X, 0)
+    program.do(_LOAD_STORED, 0)
+    program.do(_SUBTRACT_X, 0)
+    program.jump(JUMP_EQUAL, 0, "drop")
+    program.jump(_JUMP_GREATER, SMALL, "drop", "keep")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from vnsmail.model import Context, Uplink, VirtualHost
+from vnsmail.model import Context, VirtualHost
 from vnsmail.net import names
 
 
@@ -58,24 +58,6 @@ def of_hosts(
     ]
     places += [of_host(host, instance) for host in hosts if _has_namespace(host)]
     return tuple(places)
-
-
-def of_audit(
-    hosts: Iterable[VirtualHost], instance: str, machine_links: Sequence[str] = ()
-) -> tuple[Place, ...]:
-    """Return the fewest places at which all that leaves the machine is seen.
-
-    Those of ``of_hosts`` without namespaces behind a bridge or a router, whose packets
-    pass the machine's own links. Two macvlan devices of one link talk past it.
-    """
-    hosts = tuple(hosts)
-    seen_within = {
-        names.namespace(instance, host.name)
-        for host in hosts
-        if host.uplink is Uplink.MACVLAN
-    }
-    every = of_hosts(hosts, instance, machine_links)
-    return tuple(p for p in every if not p.namespace or p.namespace in seen_within)
 
 
 def of_host(host: VirtualHost, instance: str) -> Place:

@@ -48,6 +48,13 @@ def up(
             help="Stay, and end the lab when this command ends (Ctrl-C).",
         ),
     ] = False,
+    tls_keys: Annotated[
+        bool,
+        typer.Option(
+            "--tls-keys",
+            help="Keep the keys of TLS sessions, for `vnsmail prove --tls-keys`.",
+        ),
+    ] = False,
     json: AsJson = False,
 ) -> None:
     """Start a lab. As an ordinary user it runs in a user namespace."""
@@ -62,7 +69,7 @@ def up(
             done += 1
             tell(what, done, steps)
 
-        found = start.start(layout, step, tied=foreground)
+        found = start.start(layout, step, tied=foreground, tls_keys=tls_keys)
         for host in wanted:
             step(host.name)
             _create(layout, host)

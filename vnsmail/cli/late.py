@@ -68,6 +68,10 @@ COMMANDS = {
         "prove:prove",
         "Judge from packets whether all mail left from the address of its sender.",
     ),
+    "audit": Late(
+        "audit:app",
+        "Watch how SMTP connections begin, and tell of the first that comes from an address that is not its sender's. Exits with 1 if there was any.",
+    ),
     "exec": Late(
         "run:run",
         "Run any program as a virtual host: what it connects leaves from its address.",

@@ -8,13 +8,14 @@ from pathlib import Path
 from vnsmail import settings
 from vnsmail.capture.flows import SMTP_PORTS
 from vnsmail.capture.proof import Sender
+from vnsmail.capture.senders import of_host, of_machine
 from vnsmail.cli.render import remark
 from vnsmail.directory import declaration, open_to_read
 from vnsmail.errors import BadInput, NotPrivileged
 from vnsmail.lab import facts as lab
 from vnsmail.lab import start, topology
 from vnsmail.lab.facts import LabFacts
-from vnsmail.model import Context, Family, IPAddress, Uplink, VirtualHost
+from vnsmail.model import Context, IPAddress, Uplink, VirtualHost
 from vnsmail.net.observe import observe
 from vnsmail.settings import Layout, Settings
 
@@ -96,9 +97,9 @@ def ground(layout: Layout, asked: Question) -> Ground:
     elif asked.live or (not machine and asked.hosts is None):
         links, there = _on_links(layout)
         machine = machine or there
-    senders = tuple(map(_sender, hosts))
+    senders = tuple(map(of_host, hosts))
     if machine or asked.hosts is None:
-        senders = (_machine(name, machine, hosts), *senders)
+        senders = (of_machine(name, machine, hosts), *senders)
     file = asked.file
     if file is None and found is not None and not asked.live:
         file = Path(found.capture)
@@ -202,34 +203,3 @@ def _on_links(layout: Layout) -> tuple[tuple[str, ...], frozenset[IPAddress]]:
     named = [link for link in links if link.addresses and not link.loopback]
     addresses = {a.address for link in named for a in link.addresses}
     return tuple(link.name for link in named if link.up), frozenset(addresses)
-
-
-def _sender(host: VirtualHost) -> Sender:
-    sources = [host.source(family) for family in Family]
-    return Sender(
-        name=host.name,
-        context=host.context.value,
-        expected=tuple(source.address for source in sources if source),
-        addresses=frozenset(a.address for a in host.addresses),
-        domains=frozenset(host.domains),
-        helo=host.says,
-        check=host.source_check,
-        public=frozenset(host.public_addresses),
-    )
-
-
-def _machine(
-    name: str, addresses: frozenset[IPAddress], hosts: tuple[VirtualHost, ...]
-) -> Sender:
-    if name.lower() in {host.name for host in hosts}:
-        remedy = "a virtual host has it; packets could not tell the two apart"
-        raise BadInput("machine name", name, remedy)
-    own = addresses - {a.address for host in hosts for a in host.addresses}
-    expected = sorted(own, key=lambda address: (address.version, address))
-    return Sender(
-        name=name.lower(),
-        context="machine",
-        expected=tuple(expected),
-        addresses=own,
-        domains=frozenset({name.lower()}),
-    )

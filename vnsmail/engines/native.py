@@ -30,6 +30,7 @@ from vnsmail.events.pipe import EventPipe
 from vnsmail.events.record import untold
 from vnsmail.inbound.verifier import Verifier
 from vnsmail.settings import Settings, from_json
+from vnsmail.tls import keys
 
 COMMIT_THREADS = 4
 """Threads that commit queues. A commit waits for the disk, not for the interpreter."""
@@ -192,6 +193,8 @@ class Worker:
         self._settings = from_json(request.settings)
         self._resolvers = request.resolvers
         self._authorities = request.authorities
+        if folder := self._settings.lab.tls_keys:
+            keys.tell(f"{folder}/{request.worker}.keys")
         logging.configure(process=request.worker)
         return protocol.Done(request.id)
 

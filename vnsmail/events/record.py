@@ -172,6 +172,20 @@ class SourceBack(
     held_seconds: float
 
 
+class WrongSource(
+    _Event, frozen=True, kw_only=True, omit_defaults=True, tag="wrong_source"
+):
+    """The audit saw a connection from an address that is not its sender's."""
+
+    source: str
+    source_port: int
+    remote_address: str
+    remote_port: int
+    reason: str
+    helo: str = ""
+    """What it called itself, if it was that what showed it."""
+
+
 class Lost(_Event, frozen=True, kw_only=True, omit_defaults=True, tag="lost"):
     """Lines before this one could not be written: the disk was full, or too slow."""
 
@@ -191,6 +205,7 @@ Event: TypeAlias = (
     | Deleted
     | SourceMissing
     | SourceBack
+    | WrongSource
     | Lost
 )
 

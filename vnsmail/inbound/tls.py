@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from vnsmail.log import logger
+from vnsmail.tls import keys
 from vnsmail.tls.layer import (
     CIPHERS,
     CertificateUnusable,
@@ -89,4 +90,5 @@ def _context(pair: KeyPair) -> ssl.SSLContext:
         | ssl.OP_CIPHER_SERVER_PREFERENCE
     )
     use_pair(context, pair)
+    keys.apply(context)
     return context

@@ -81,13 +81,16 @@ def running(layout: Layout) -> LabFacts | None:
     return facts if facts is not None and _is_lab(facts.pid, layout) else None
 
 
-def start(layout: Layout, tell: Tell, *, tied: bool = False) -> LabFacts:
+def start(
+    layout: Layout, tell: Tell, *, tied: bool = False, tls_keys: bool = False
+) -> LabFacts:
     """Start a lab without virtual hosts; returns once all its processes are ready.
 
     Args:
         layout: where it lies; anything an earlier lab left there is removed.
         tell: told each step as it begins.
         tied: it ends when this process does, however this process ends.
+        tls_keys: keys of TLS sessions are kept, for whoever reads the capture.
 
     Raises:
         Taken: it runs already.
@@ -99,6 +102,8 @@ def start(layout: Layout, tell: Tell, *, tied: bool = False) -> LabFacts:
         raise Taken("lab", str(layout.state), remedy)
     _check_namespaces()
     _fresh_folder(layout)
+    if tls_keys:
+        _keep_keys(layout)
     ours, theirs = os.pipe()
     with open(layout.run / "lab.log", "ab") as log_file:
         process = subprocess.Popen(  # noqa: S603  unshare(1) and our own module
@@ -241,6 +246,16 @@ def _fresh_folder(layout: Layout) -> None:
     except OSError as error:
         problem = (error.strerror or str(error)).lower()
         raise StateUnusable(str(root), problem, "give another --root") from None
+
+
+def _keep_keys(layout: Layout) -> None:
+    """Have workers write the keys of TLS sessions, each a file of its own."""
+    folder = layout.tls_keys
+    folder.mkdir(mode=0o700)
+    if os.geteuid() == 0:
+        os.chown(folder, int(NOBODY), int(NOBODY))
+    with layout.settings_file.open("a") as file:
+        file.write(f'\n[lab]\ntls_keys = "{folder}"\n')
 
 
 def _written(layout: Layout, pid: int) -> LabFacts:

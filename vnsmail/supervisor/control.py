@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from vnsmail.capture.audit_protocol import Found
 from vnsmail.engines.protocol import (
     Action,
     OwnerReport,
@@ -131,6 +132,12 @@ class ApplyHosts(_Message, frozen=True):
     discard_queue: bool = False
     dry_run: bool = False
     no_probe: bool = False
+
+
+class WatchMail(_Message, frozen=True):
+    """Start or end the audit; None: neither. How is it?"""
+
+    on: bool | None = None
 
 
 class GetProgress(_Message, frozen=True):
@@ -343,6 +350,7 @@ PeopleRequest: TypeAlias = (
 
 Request: TypeAlias = (
     GetStatus
+    | WatchMail
     | CreateHost
     | DestroyHost
     | ChangeHost
@@ -615,6 +623,30 @@ class DkimKeys(_Message, frozen=True):
     keys: tuple[DkimFacts, ...]
 
 
+class Watched(_Message, frozen=True):
+    """Answer to WatchMail: what the audit found (supervisor/auditing.py)."""
+
+    state: str
+    """``off``, or the state of its process."""
+    pid: int | None = None
+    since: float = 0.0
+    """Seconds since the epoch."""
+    links: tuple[str, ...] = ()
+    packets: int = 0
+    connections: int = 0
+    """That were seen to begin."""
+    right: int = 0
+    wrong: int = 0
+    given_up: int = 0
+    """That said no EHLO until others came in their place."""
+    dropped: int = 0
+    """Packets for which there was no room."""
+    problem: str = ""
+    """What keeps it from seeing everything; empty: nothing."""
+    found: tuple[Found, ...] = ()
+    """The wrong ones, the last of them last."""
+
+
 class Measured(_Message, frozen=True):
     """Answer to GetMetrics."""
 
@@ -636,6 +668,7 @@ class Error(_Message, frozen=True):
 
 Answer: TypeAlias = (
     Status
+    | Watched
     | Planned
     | Changed
     | Packed

@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 
 from vnsmail import __version__
 from vnsmail.engines.protocol import OwnerReport
-from vnsmail.supervisor.control import Guarded, ProcessStatus
+from vnsmail.supervisor.control import Guarded, ProcessStatus, Watched
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -42,6 +42,8 @@ class Facts:
     """None where nothing can be guarded."""
     sockets: Mapping[str, int] | None = None
     """Requests to the broker by outcome, since it was started; None while it is not."""
+    audit: Watched | None = None
+    """What the audit found; None or ``off`` where there is none."""
 
 
 def text(facts: Facts) -> str:
@@ -63,6 +65,8 @@ def _metrics(facts: Facts) -> Iterator[list[str]]:
         "Times that others changed the network of a host.",
         drifts,
     )
+    if facts.audit is not None and facts.audit.state != "off":
+        yield from _audit(facts.audit)
     if facts.sockets is not None:
         yield _metric(
             "vnsmail_broker_requests_total",
@@ -120,6 +124,23 @@ def _guards(guards: Mapping[str, Guarded] | None) -> Iterator[list[str]]:
     for name, help_text, value in table:
         samples = [({"host": host}, value(guards[host])) for host in sorted(guards)]
         yield _metric(f"vnsmail_guard_{name}_total", "counter", help_text, samples)
+
+
+def _audit(audit: Watched) -> Iterator[list[str]]:
+    table = (
+        ("packets", "Packets that the audit looked at.", audit.packets),
+        ("connections", "Connections that it saw begin.", audit.connections),
+        (
+            "wrong_connections",
+            "Those from an address that is not their sender's.",
+            audit.wrong,
+        ),
+        ("dropped_packets", "Packets that it had no room for.", audit.dropped),
+    )
+    for name, help_text, value in table:
+        yield _metric(
+            f"vnsmail_audit_{name}_total", "counter", help_text, [({}, value)]
+        )
 
 
 def _processes(facts: Facts) -> Iterator[list[str]]:

@@ -69,6 +69,26 @@ def _account(user: str) -> Account | None:
     return Account(entry.pw_uid, entry.pw_gid)
 
 
+def check_keys(settings: Settings, settings_file: Path) -> None:
+    """See that nobody is told the keys of TLS sessions outside a lab.
+
+    In a lab, process 1 is the lab's keeper: this cannot be said in a file by mistake.
+
+    Raises:
+        SettingsError: the settings say they are to be told, and this is no lab.
+    """
+    folder = settings.lab.tls_keys
+    if not folder:
+        return
+    try:
+        first = Path("/proc/1/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        first = []
+    if b"vnsmail.lab.keeper" not in first:
+        problem = "keys of TLS sessions are told in a lab only; remove it"
+        raise SettingsError(str(settings_file), "lab.tls_keys", folder, problem)
+
+
 def prepare(layout: Layout) -> None:
     """Make the folders of a root that are missing.
 
@@ -107,6 +127,22 @@ def prepare_owner(layout: Layout, owner: Owner, account: Account | None) -> Path
             os.chown(folder, account.uid, account.gid)
         sync_folder(folder)
         sync_folder(folder.parent)
+    except OSError as error:
+        raise StateUnusable(str(folder), _why(error), "mend it") from None
+    return folder
+
+
+def empty_folder(layout: Layout, account: Account | None) -> Path:
+    """Make the folder that a process sees which needs none.
+
+    Raises:
+        StateUnusable: it cannot be made.
+    """
+    folder = layout.run / "empty"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if account is not None:
+            os.chown(folder, account.uid, account.gid)
     except OSError as error:
         raise StateUnusable(str(folder), _why(error), "mend it") from None
     return folder

@@ -26,11 +26,14 @@ from vnsmail.model import (
 )
 from vnsmail.settings import Layout, Settings, event_file
 from vnsmail.supervisor import control, control_server, drop_server
+from vnsmail.supervisor.auditing import Auditing
 from vnsmail.supervisor.desk import Desk
 from vnsmail.supervisor.drops import Drops
 from vnsmail.supervisor.engines import Engines
 from vnsmail.supervisor.folders import (
     Account,
+    check_keys,
+    empty_folder,
     lock,
     prepare,
     prepare_owner,
@@ -70,6 +73,7 @@ def check(layout: Layout, settings: Settings) -> Account | None:
             "run it as root; to try it as an ordinary user: `vnsmail lab up`",
         )
     account = worker_account(settings, layout.settings_file)
+    check_keys(settings, layout.settings_file)
     prepare(layout)
     lock(layout).close()
     return account
@@ -171,12 +175,20 @@ class _Supervisor:
             settings.machine.name,
             settings.smtp.max_message_size,
         )
+        self._auditing = Auditing(
+            directory,
+            layout.instance,
+            settings,
+            self._audit_options(),
+            self._events.pipe if self._events is not None else None,
+        )
         self._metrics = Metrics(
             directory,
             self._services,
             network,
             lambda: self._hosts.broken,
             self._mending.counts,
+            self._auditing,
         )
         self._ending = asyncio.Event()
 
@@ -193,9 +205,19 @@ class _Supervisor:
             else layout.hosts
         )
         options = ["--empty-network", "--reveal", f"{folder}:rw"]
+        if self._settings.lab.tls_keys:
+            options += ["--reveal", f"{self._settings.lab.tls_keys}:rw"]
+        return self._user_options(*options)
+
+    def _audit_options(self) -> Sequence[str]:
+        """It sees Python and an empty folder."""
+        folder = empty_folder(self._layout, self._account)
+        return self._user_options("--empty-network", "--reveal", f"{folder}:rw")
+
+    def _user_options(self, *options: str) -> Sequence[str]:
         if self._account is not None:
-            options += ["--user", str(self._account.uid)]
-        return options
+            return [*options, "--user", str(self._account.uid)]
+        return list(options)
 
     async def run(self, ready: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
@@ -230,6 +252,7 @@ class _Supervisor:
                     tasks.create_task(control_server.serve(sock, self._handle)),
                     tasks.create_task(self._hosts.mend()),
                     tasks.create_task(self._mending.run()),
+                    tasks.create_task(self._auditing.run()),
                     tasks.create_task(drop_server.serve(drop_sock, self._drops)),
                     tasks.create_task(self._drops.run()),
                 ]
@@ -313,6 +336,8 @@ class _Supervisor:
                 return await self._list_queue(request)
             case control.FindQueue() | control.WorkQueue() | control.HoldPlace():
                 return await Desk(self._services).handle(request)
+            case control.WatchMail():
+                return self._auditing.handle(request)
             case control.GetMetrics():
                 return control.Measured(await self._metrics.text())
             case control.ShutDown():
@@ -328,9 +353,11 @@ class _Supervisor:
         return control.Status(
             pid=os.getpid(),
             root=str(self._layout.state),
-            processes=self._services.processes(),
+            processes=self._services.processes() + self._auditing.processes(),
             owners=reports,
-            problems=tuple((problems | self._hosts.broken).items()),
+            problems=tuple(
+                (problems | self._hosts.broken | self._auditing.problems()).items()
+            ),
             watching=self._mending.watching,
             drifts=tuple(self._mending.drifts),
         )

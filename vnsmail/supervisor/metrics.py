@@ -9,6 +9,7 @@ from vnsmail.directory import Directory
 from vnsmail.errors import VnsmailError
 from vnsmail.model import HostName
 from vnsmail.supervisor import exposition
+from vnsmail.supervisor.auditing import Auditing
 from vnsmail.supervisor.control import ProcessStatus
 from vnsmail.supervisor.exposition import Facts
 from vnsmail.supervisor.network import Network
@@ -33,12 +34,14 @@ class Metrics:
         network: Network,
         broken: Callable[[], Mapping[HostName, str]],
         drifts: Mapping[str, int],
+        auditing: Auditing | None = None,
     ) -> None:
         self._directory = directory
         self._services = services
         self._network = network
         self._broken = broken
         self._drifts = drifts
+        self._auditing = auditing
 
     async def text(self) -> str:
         """Return all of it in Prometheus' text format."""
@@ -49,15 +52,21 @@ class Metrics:
         )
         troubles = self._services.troubles({report.owner for report in reports})
         processes = self._services.processes()
+        found: Mapping[str, str] = {}
+        audited = None
+        if self._auditing is not None:
+            processes += self._auditing.processes()
+            found, audited = self._auditing.problems(), self._auditing.state()
         facts = Facts(
             now=time.time(),
             owners=reports,
-            problems=frozenset((*troubles, *self._broken())),
+            problems=frozenset((*troubles, *self._broken(), *found)),
             processes=processes,
             memory=dict(_memory(processes)),
             drifts=self._drifts,
             guards=None if guards is None else {str(h): g for h, g in guards.items()},
             sockets=sockets,
+            audit=audited,
         )
         # Some 100 ms of work with a thousand hosts.
         return await asyncio.to_thread(exposition.text, facts)

@@ -8,7 +8,7 @@ import hashlib
 import ssl
 from datetime import UTC, datetime
 
-from vnsmail.tls import dane
+from vnsmail.tls import dane, keys
 from vnsmail.tls.layer import KeyPair, TlsFailed, TlsLayer, use_pair
 from vnsmail.tls.names import matches
 from vnsmail.tls.policy import Check, Step
@@ -94,6 +94,7 @@ def client_context(authorities: bytes, pair: KeyPair | None) -> ssl.SSLContext:
         context.verify_mode = ssl.CERT_NONE
     if pair is not None:
         use_pair(context, pair)
+    keys.apply(context)
     return context
 
 
