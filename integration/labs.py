@@ -51,13 +51,20 @@ class Lab:
 
     python = sys.executable
 
-    def __init__(self, root: Path, *, hosts: int = 5, prefix: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        root: Path,
+        *,
+        hosts: int = 5,
+        prefix: tuple[str, ...] = (),
+        options: tuple[str, ...] = (),
+    ):
         self.root = root
         self.prefix = prefix
         self.process = subprocess.Popen(
             [
                 *(*prefix, *VNSMAIL, "--root", str(root), "lab", "up"),
-                *("--foreground", "--json", "--hosts", str(hosts)),
+                *("--foreground", "--json", "--hosts", str(hosts), *options),
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.capture.build import ethernet, ipv4, ipv6, mail, tcp
+from tests.capture.build import ethernet, ipv4, ipv6, mail, parsed, tcp
 from tests.capture.test_packets import FRAMES
 from vnsmail.capture.bpf import (
     JUMP_ANY_BIT,
@@ -170,7 +170,7 @@ def test_of_a_connection_the_audit_gets_what_the_client_commands(client):
     """SYN, EHLO and the like, FIN: not the answers, nor bare acknowledgements."""
     server = "fd77::3" if ":" in client else "10.77.0.3"
     frames = mail(client, server=server).frames
-    kept = [parse(frame) for frame in frames if run(AUDIT, frame)]
+    kept = [parsed(frame) for frame in frames if run(AUDIT, frame)]
 
     assert ["SYN", "EHLO", "MAIL", "Subj", "QUIT", "FIN"] == [
         packet.payload[:4].decode() or ("SYN" if packet.has(2) else "FIN")
