@@ -236,6 +236,8 @@ class House:
             self.names,
             self.executor,
             lambda: NOW,
+            # What needs nothing but the disk goes the short way, as in a worker.
+            keep_soon=lambda *message: asyncio.ensure_future(self.kept(*message)),
         )
         self.clients: list[Client] = []
 

@@ -26,7 +26,11 @@ class Door:
         self.names = Names()
         self.facts = facts_in(folder, **changes)
         self.reception = Reception(
-            self.facts, keep=self.kept, reverse_name=self.names, executor=executor
+            self.facts,
+            keep=self.kept,
+            reverse_name=self.names,
+            executor=executor,
+            keep_soon=lambda *message: asyncio.ensure_future(self.kept(*message)),
         )
         self.path = str(folder / "door")
         self.sock = socket.socket(socket.AF_UNIX)
@@ -219,6 +223,20 @@ async def test_leaving_an_address(door):
     assert b"\r\n421 4.3.2 " in heard
     await leaving
     assert [HELLO] == door.kept.bodies
+
+
+async def test_leaving_while_a_message_is_refused(door):
+    """Its refusal is the end of the session too."""
+    client = door.client()
+    await client.hear(GREETING)
+    await client.say(TO_ANN)
+    await client.hear(b"354 end with <CRLF>.<CRLF>\r\n")
+    door.reception.leave({"10.77.0.11"})
+    await client.say(b"Received: x\r\n" * 60 + b"\r\nround and round\r\n.\r\n")
+
+    heard = await client.rest()
+    assert heard.startswith(b"554 5.4.6 ")
+    assert b"\r\n421 4.3.2 " in heard
 
 
 async def test_leaving_another_address(door):

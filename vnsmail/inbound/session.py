@@ -364,6 +364,8 @@ class Receiver(asyncio.Protocol):
         going = keeping.at_once()
         if isinstance(going, Reply):
             self._session.reject(going)
+            if self._winding_up:
+                self._session.shutdown()
             return
         self._ours = True
         if going is None:
