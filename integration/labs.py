@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 VNSMAIL = (sys.executable, "-P", "-m", "vnsmail.cli.app")
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds until a condition that is waited for counts as never."""
 
 

@@ -128,17 +128,23 @@ class Keeper:
 
     async def _end(self) -> None:
         """End the supervisor first, so that nothing that is being said is cut off."""
-        for name in ("supervisor", *self._children):
-            child = self._children.pop(name, None)
-            if child is None or child.returncode is not None:
-                continue
-            child.terminate()
-            try:
-                async with asyncio.timeout(STOP_PATIENCE):
-                    await child.wait()
-            except TimeoutError:
-                child.kill()
+        supervisor = self._children.pop("supervisor", None)
+        if supervisor is not None:
+            await _ended(supervisor)
+        await asyncio.gather(*map(_ended, self._children.values()))
         log.info("lab.ended", root=str(self._root))
+
+
+async def _ended(child: asyncio.subprocess.Process) -> None:
+    """End a process, by force if it takes too long."""
+    if child.returncode is not None:
+        return
+    child.terminate()
+    try:
+        async with asyncio.timeout(STOP_PATIENCE):
+            await child.wait()
+    except TimeoutError:
+        child.kill()
 
 
 async def _first_words(fd: int) -> bytes:
