@@ -26,12 +26,11 @@ import socket
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, cast
 
 import msgspec
-from annotated_types import Ge, Gt, Le
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler, TypeAdapter
@@ -178,6 +177,21 @@ class _Checked:
             self.function, handler(source)
         )
 
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """In an annotation: how far a number goes."""
+
+    word: str
+    limit: float
+
+    def __get_pydantic_core_schema__(
+        self, source: object, handler: "GetCoreSchemaHandler"
+    ) -> "CoreSchema":
+        return {**handler(source), self.word: self.limit}
+
+
+Ge, Gt, Le = (partial(_Bound, word) for word in ("ge", "gt", "le"))
 
 _EXACT = _Exact()
 _FINITE = _Exact(finite=True)
