@@ -231,7 +231,9 @@ def flood(options: argparse.Namespace) -> int:
         command += ["-m", str(options.messages), *(["-d"] if options.many else [])]
         command += ["-f", options.sender.format(host=host), "-M", "source.example"]
         command += ["-t", options.recipient.format(host=host, n=n)]
-        running.append(subprocess.Popen([*command, f"10.9.1.{host}:25"])  # noqa: S603)
+        running.append(
+            subprocess.Popen([*command, f"10.9.1.{host}:25"])  # noqa: S603
+        )
     return sum(process.wait() != 0 for process in running)
 
 
