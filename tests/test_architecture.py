@@ -85,6 +85,7 @@ PURE = [
     "message/*.py",
     "authentication/*.py",
     "sasl/*.py",
+    "resolve/kept.py",
     "tls/dane.py",
     "tls/names.py",
     "tls/policy.py",

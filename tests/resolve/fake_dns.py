@@ -26,6 +26,8 @@ class FakeDns:
         self.flags = dns.flags.Flag(0)
         """What answers are marked with."""
         self.silent: set[str] = set()
+        self.negative = 0
+        """Seconds that a missing name is missing (RFC 2308); 0: it is not said."""
         self.truncated: set[str] = set()
         self.asked: list[tuple[str, str, str]] = []
         self.edns: set[int] = set()
@@ -103,4 +105,9 @@ class FakeDns:
             )
         elif not any(known == name for known, _ in self.records):
             response.set_rcode(dns.rcode.NXDOMAIN)
+            if self.negative:
+                soa = f"ns.example. root.example. 1 60 60 60 {self.negative}"
+                response.authority.append(
+                    dns.rrset.from_text("example.", TTL, "IN", "SOA", soa)
+                )
         return response.to_wire()

@@ -86,6 +86,20 @@ async def test_no_such_domain(resolver):
     )
 
 
+async def test_a_name_that_is_missing_is_known_to_be(resolver, dns_server):
+    """For as long as its zone says (RFC 2308); another server is asked anew."""
+    dns_server.negative = 60
+
+    async def asked():
+        with pytest.raises(ResolveError, match="does not exist"):
+            await resolver.mx("gone.example")
+        return len(dns_server.asked)
+
+    assert [1, 1, 1] == [await asked() for _ in range(3)]
+    resolver.ask(dns_server.open_socket, ["192.0.2.54"])
+    assert 2 == await asked()
+
+
 @pytest.mark.parametrize("name", ["a..b", "x" * 64 + ".example", ".".join(["x"] * 200)])
 async def test_no_domain_name(resolver, dns_server, name):
     """What cannot be a name is a definite failure, and nobody is asked."""

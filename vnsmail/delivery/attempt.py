@@ -11,7 +11,7 @@ other family. Every attempt ends with one outcome for each recipient.
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from vnsmail.delivery import outcomes as say
@@ -200,10 +200,7 @@ class Attempts:
             self._pool.release(connection)
         remote, source = str(connection.hop), connection.source
         outcomes = {
-            to: replace(
-                say.from_reply(result.replies[to], remote, source),
-                contact=result.contact,
-            )
+            to: say.from_reply(result.replies[to], remote, source, result.contact)
             for to in recipients
         }
         return _Said(outcomes, body_sent=result.body_sent)

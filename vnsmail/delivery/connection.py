@@ -232,7 +232,8 @@ class Connection(asyncio.Protocol):
             data=now - self._body_at if self._body_at else 0.0,
             total=now - began + self.contact.connect + self.contact.hello,
         )
-        self.contact = replace(self.contact, connect=0.0, hello=0.0)
+        if self.contact.connect or self.contact.hello:
+            self.contact = replace(self.contact, connect=0.0, hello=0.0)
         return contact
 
     def quit(self) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from vnsmail.errors import ResolveError, VnsmailError
-from vnsmail.model import Outcome, Verdict
+from vnsmail.model import Contact, Outcome, Verdict
 from vnsmail.smtp.replies import Reply
 
 Outcomes: TypeAlias = dict[str, Outcome]
@@ -19,7 +19,9 @@ Outcomes: TypeAlias = dict[str, Outcome]
 _VERDICTS = {2: Verdict.DELIVERED, 4: Verdict.DEFERRED, 5: Verdict.FAILED}
 
 
-def from_reply(reply: Reply, remote: str, source: str) -> Outcome:
+def from_reply(
+    reply: Reply, remote: str, source: str, contact: Contact | None = None
+) -> Outcome:
     """Return what a remote's last reply means for a recipient.
 
     A reply of another class than 2yz, 4yz or 5yz says nothing that could be relied on,
@@ -30,7 +32,10 @@ def from_reply(reply: Reply, remote: str, source: str) -> Outcome:
     enhanced = reply.enhanced
     if not enhanced.startswith(f"{kind}."):
         enhanced = f"{kind if kind in _VERDICTS else 4}.0.0"
-    return Outcome(verdict, reply.code, enhanced, _line(reply.text), remote, source)
+    return Outcome(
+        *(verdict, reply.code, enhanced, _line(reply.text), remote, source),
+        contact=contact,
+    )
 
 
 def delivered(text: str) -> Outcome:

@@ -51,7 +51,7 @@ import apsw
 
 from vnsmail import database, log
 from vnsmail.errors import QueueUnavailable, VnsmailError
-from vnsmail.model import Envelope, Outcome
+from vnsmail.model import Envelope, Outcome, Verdict
 from vnsmail.queue.arrival import TOGETHER
 from vnsmail.queue.body import INCOMING, Body
 from vnsmail.queue.envelope import Place, QueueCounts, QueuedMessage, Walk
@@ -70,6 +70,9 @@ already delivered would be sent again and again."""
 LOG_PAGES = 1000
 """Pages of 4 KiB in the write-ahead log before it is brought into the file: SQLite's
 own number. More pages would save syncs and cost every host its own larger log."""
+
+FEW = 2
+"""Messages that leave one by one."""
 
 logger = log.logger("queue")
 
@@ -271,12 +274,13 @@ class QueueStore:
             messages = [(each.envelope, each.body) for each in accepts(changes)]
             rows = self._tables.arrivals(messages)
             if len(rows) <= TOGETHER and all(map(_only_adds, changes)):
-                leaving = []
+                leaving: list[Path] = []
                 committing = True
                 self._tables.insert(messages, rows)
             else:
                 self._connection.execute("BEGIN IMMEDIATE")
-                leaving = [path for change in changes for path in self._apply(change)]
+                leaving, others = self._departures(changes)
+                leaving += [path for change in others for path in self._apply(change)]
                 self._tables.insert(messages, rows)
                 committing = True
                 self._connection.execute("COMMIT")
@@ -396,6 +400,35 @@ class QueueStore:
                 self._taken.discard(file)
             else:
                 accept.body.discard()
+
+    def _departures(self, changes: Sequence[Change]) -> tuple[list[Path], list[Change]]:
+        """Take out together what leaves whole; return files to remove, and what is left.
+
+        What an operator does is done in its order, so nothing is brought forward then.
+        """
+        over: dict[str, AbstractSet[str]] = {}
+        twice: set[str] = set()
+        for change in changes:
+            if isinstance(change, Alter):
+                return [], list(changes)
+            if isinstance(change, Settle):
+                if change.message_id in over:
+                    twice.add(change.message_id)
+                over[change.message_id] = change.outcomes.keys()
+        for change in changes:
+            if isinstance(change, Settle) and (change.warned or _defers(change)):
+                twice.add(change.message_id)
+        for message_id in twice:
+            over.pop(message_id, None)
+        if len(over) < FEW:
+            return [], list(changes)
+        left = self._tables.depart(over)
+        others = [
+            change
+            for change in changes
+            if not isinstance(change, Settle) or change.message_id not in left.ids
+        ]
+        return [self._bodies / each for each in left.with_files], others
 
     def _apply(self, change: Change) -> Iterator[Path]:
         """Make a change, but for the messages that it adds."""
@@ -547,6 +580,11 @@ class QueueStore:
 def _only_adds(change: Change) -> bool:
     """Say whether a change is nothing but a message more."""
     return isinstance(change, Accept) and not change.token
+
+
+def _defers(change: Settle) -> bool:
+    """Say whether a recipient stays."""
+    return any(o.verdict is Verdict.DEFERRED for o in change.outcomes.values())
 
 
 def accepts(changes: Sequence[Change]) -> Iterator[Accept]:

@@ -31,6 +31,7 @@ from vnsmail.model import (
 from vnsmail.queue import selection
 from vnsmail.queue.arrival import Arrivals, Row
 from vnsmail.queue.body import Body
+from vnsmail.queue.departure import Departed, depart
 from vnsmail.queue.envelope import (
     Due,
     Place,
@@ -279,6 +280,12 @@ class Tables:
         ):
             self._connection.execute(statement, (row.number,))
         return row.file_size > 0
+
+    def depart(self, over: Mapping[str, AbstractSet[str]]) -> Departed:
+        """Take messages out whose recipients are all over; see departure.py."""
+        left = depart(self._connection, over)
+        self._count(-len(left.ids), -left.recipients, -left.deferred, -left.octets)
+        return left
 
     def _defer(self, number: int, address: str, outcome: Outcome, at: float) -> None:
         attempts = 0 if outcome.not_an_attempt else 1

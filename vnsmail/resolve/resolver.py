@@ -11,7 +11,8 @@ returned in lower case, without the dot at the end.
 import asyncio
 import ipaddress
 import re
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, cast
 
@@ -23,16 +24,19 @@ import dns.name
 import dns.rdata
 import dns.rdatatype
 import dns.rdtypes.ANY.MX
+import dns.rdtypes.ANY.SOA
 import dns.rdtypes.mxbase
 import dns.rdtypes.nsbase
 import dns.rdtypes.txtbase
 import dns.resolver
 import dns.reversename
+import dns.rrset
 
 from vnsmail.authentication.questions import Answer, Question
 from vnsmail.errors import ResolveError
 from vnsmail.model import Family, IPAddress
 from vnsmail.resolve.backend import HandedBackend, OpenSocket
+from vnsmail.resolve.kept import Kept
 from vnsmail.resolve.tlsa import TlsaFound
 from vnsmail.tls.dane import Tlsa
 
@@ -107,6 +111,7 @@ class Resolver:
         if believed is not None:
             # RFC 6840 section 5.7: it asks for the answer's AD, and for no signatures.
             self._resolver.set_flags(dns.flags.RD | dns.flags.AD)
+        self._kept: Kept[_Answer | ResolveError] = Kept(CACHE_SIZE)
         self.ask(open_socket, servers)
         self._asking: dict[tuple[str, str], _Question] = {}
 
@@ -118,6 +123,7 @@ class Resolver:
             TRIES * max(len(servers), 1)
         )
         self._resolver.cache = dns.resolver.LRUCache(CACHE_SIZE)
+        self._kept.clear()
 
     async def mx(self, domain: str) -> tuple[MailExchanger, ...]:
         """Return the mail exchangers of a domain, the most preferred first.
@@ -242,6 +248,12 @@ class Resolver:
 
     async def _ask(self, name: str, record: str) -> _Answer:
         key = (name.lower(), record)
+        kept = self._kept.find(key, time.time())
+        if isinstance(kept, ResolveError):
+            # One and the same error is raised again: it must not collect its ways.
+            raise kept.with_traceback(None)
+        if kept is not None:
+            return kept
         while (question := self._asking.get(key)) is not None:
             await question.answered.wait()
             if question.failure is not None:
@@ -251,7 +263,9 @@ class Resolver:
             # Whoever asked was cancelled; somebody else has to.
         question = self._asking[key] = _Question()
         try:
-            question.answer = await self._resolve(name, record)
+            question.answer = answer = await self._resolve(name, record)
+            now = time.time()
+            self._kept.keep(key, answer, answer.expiration, now)
         except ResolveError as error:
             question.failure = error
             raise
@@ -270,9 +284,13 @@ class Resolver:
                 search=False,
                 backend=self._backend,
             )
-        except dns.resolver.NXDOMAIN:
+        except dns.resolver.NXDOMAIN as error:
             problem = "the name does not exist"
-            raise ResolveError(name, record, problem, temporary=False) from None
+            missing = ResolveError(name, record, problem, temporary=False)
+            now = time.time()
+            until = now + _lifetime(error)
+            self._kept.keep((name.lower(), record), missing, until, now)
+            raise missing from None
         except (dns.resolver.YXDOMAIN, dns.name.LabelTooLong, dns.name.NameTooLong):
             problem = "the name is too long"
             raise ResolveError(name, record, problem, temporary=False) from None
@@ -287,6 +305,21 @@ class Resolver:
             raise ResolveError(name, record, problem, temporary=True) from None
         except dns.exception.DNSException as error:
             raise ResolveError(name, record, str(error), temporary=True) from None
+
+
+def _lifetime(error: dns.resolver.NXDOMAIN) -> float:
+    """Return the seconds for which a name does not exist (RFC 2308 section 5)."""
+    responses: Mapping[dns.name.Name, dns.message.QueryMessage]
+    responses = error.kwargs.get("responses") or {}
+    return min((_negative(each.authority) for each in responses.values()), default=0.0)
+
+
+def _negative(authority: Sequence[dns.rrset.RRset]) -> float:
+    for rrset in authority:
+        for record in rrset:
+            if isinstance(record, dns.rdtypes.ANY.SOA.SOA):
+                return float(min(rrset.ttl, record.minimum))
+    return 0.0
 
 
 def _text(name: dns.name.Name) -> str:
