@@ -1,6 +1,7 @@
 """Asking the running supervisor over its control socket."""
 
 import socket
+import time
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -16,6 +17,9 @@ AnswerT = TypeVar("AnswerT", bound=control.Answer)
 PATIENCE = 120.0
 """Seconds to wait for an answer; the longest request creates a host."""
 
+ASK_AGAIN = 0.02
+"""Seconds between two tries while too many others stand in line."""
+
 
 class Refused(VnsmailError):
     """The supervisor answered with an error; the sentence is its own."""
@@ -27,6 +31,23 @@ class Refused(VnsmailError):
 
     def __str__(self) -> str:
         return self.text
+
+
+def _connect(sock: socket.socket, path: str, patience: float) -> None:
+    """Connect, and wait in line while others do.
+
+    A full line is told at once (EAGAIN), unlike with TCP: unix(7).
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            sock.connect(path)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise TimeoutError from None
+            time.sleep(ASK_AGAIN)
+        else:
+            return
 
 
 def ask(
@@ -51,7 +72,7 @@ def ask(
         patience = PATIENCE if patience is None else patience
         sock.settimeout(patience)
         try:
-            sock.connect(path)
+            _connect(sock, path, patience)
             send_now(sock, control.encode(request), fds)
             payload, received = receive_now(sock, large=True)
         except PermissionError:

@@ -29,7 +29,8 @@ from vnsmail.supervisor import control
 PATIENCE = 10.0
 """Seconds a command has to say its request after it connected."""
 
-BACKLOG = 16
+BACKLOG = 1024
+"""Scripts send many messages at a time; the kernel has a limit of its own (listen(2))."""
 
 ACCEPT_PAUSE = 0.1
 """Seconds to wait when no connection can be taken: no descriptor is free, say."""
