@@ -106,6 +106,11 @@ class Layout:
         """Folder with a folder of DKIM keys for each host; it is root's alone."""
         return self.state / "dkim"
 
+    @property
+    def engines(self) -> Path:
+        """Folder with a folder for each host whose engine is not ours."""
+        return self.state / "engines"
+
     def owner_folder(self, owner: Owner) -> Path:
         """Return the folder with the queue and mailboxes of a host or the machine."""
         return self.state / "machine" if owner == MACHINE else self.hosts / owner

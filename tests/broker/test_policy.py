@@ -4,10 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vnsmail.broker.policy import Connectable, Listener, Policy, Resolver
+from vnsmail.broker.policy import (
+    Connectable,
+    EngineSocket,
+    Listener,
+    Policy,
+    Resolver,
+)
 from vnsmail.broker.protocol import (
     HostGrant,
     OpenConnectable,
+    OpenEngine,
     OpenListener,
     OpenResolver,
     Refused,
@@ -345,3 +352,19 @@ def test_which_namespace_it_is_goes_along():
 
     opened = [each for each in found if isinstance(each, Connectable | Listener)]
     assert [77, 77] == [opening.identity for opening in opened]
+
+
+def test_an_engine_is_reached_by_who_owns_its_host(policy):
+    """Where it is, the grant says; the worker does not."""
+    engine = HostGrant("gamma.example", "", ("10.0.0.7",), engine="/run/vnsmail/e/1")
+    policy.grant("w0", [engine])
+    request = OpenEngine(1, "gamma.example")
+
+    assert EngineSocket("/run/vnsmail/e/1") == policy.decide("w0", request)
+    assert kind(policy.decide("wm", request)) == "not_owned"
+    assert kind(policy.decide("w0", OpenEngine(2, "beta.example"))) == "server"
+
+
+def test_the_machine_has_no_engine(policy):
+    with pytest.raises(BrokerRefused):
+        policy.grant("wm", [HostGrant(MACHINE, "", (), engine="/run/x")])

@@ -115,6 +115,22 @@ async def test_create(root):
     assert {"10.77.0.1"} == {str(g) for g in root.directory.host(ALPHA).gateways}
 
 
+async def test_an_engine_that_is_not_here(root, monkeypatch):
+    """What to install is told, and nothing is changed."""
+    monkeypatch.setattr("vnsmail.supervisor.engines.os.path.exists", lambda _: False)
+    with pytest.raises(BadInput, match="apt-get install postfix"):
+        await root.hosts.create(wanted(engine="postfix"))
+
+    root.nothing_of(ALPHA)
+
+
+async def test_an_engine_that_there_is_not(root):
+    with pytest.raises(BadInput, match="choose one of native, sendmail"):
+        await root.hosts.create(wanted(engine="qmail"))
+
+    root.nothing_of(ALPHA)
+
+
 async def test_an_address_that_somebody_has(root):
     """Who has it is told, and nothing is changed; it can be taken all the same."""
     root.world.held = {"10.77.0.11": "02:00:00:00:00:09"}

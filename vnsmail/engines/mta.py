@@ -86,6 +86,8 @@ class Mta:
     """What its first process keeps of root; none: it is not root."""
     spool: str
     """Where it sees its queue."""
+    queued: tuple[str, ...]
+    """Patterns of files in its spool that are messages."""
     folders: tuple[tuple[str, int, bool], ...]
     """Folders to make: path, mode, and whether they are of ``group``."""
     files: Callable[[MtaFacts], Mapping[str, str]]

@@ -130,6 +130,7 @@ MTA = Mta(
     group="",
     capabilities=(),
     spool=SPOOL,
+    queued=("input/**/*-H",),
     folders=(),
     files=files,
     steps=(),

@@ -129,6 +129,10 @@ MTA = Mta(
     group="postdrop",
     capabilities=("chown", "dac_override", "fowner", "kill", "setgid", "setuid"),
     spool=SPOOL,
+    queued=tuple(
+        f"{name}/**/*"
+        for name in ("active", "deferred", "hold", "incoming", "maildrop")
+    ),
     folders=(
         *((f"{SPOOL}/{name}", 0o700, False) for name in _OWN),
         (f"{SPOOL}/maildrop", 0o730, True),

@@ -106,15 +106,23 @@ def read(text: str, now: float) -> tuple[Queued, ...]:
     return tuple(found)
 
 
+_MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
+
+
 def _time(text: str, now: float) -> float:
     """Return a time that is written without its year: the last one that was so."""
+    month, day, clock = text.split()
+    hour, _, minute = clock.partition(":")
+    number = _MONTHS.find(month) // 3 + 1
     year = datetime.fromtimestamp(now, UTC).year
     for each in (year, year - 1):
         try:
-            parsed = datetime.strptime(f"{each} {text} +0000", "%Y %b %d %H:%M %z")
+            moment = datetime(
+                each, number, int(day), int(hour), int(minute), tzinfo=UTC
+            )
         except ValueError:
             continue
-        if (at := parsed.timestamp()) <= now + 60:
+        if (at := moment.timestamp()) <= now + 60:
             return at
     return now
 
@@ -131,6 +139,7 @@ MTA = Mta(
     group="",
     capabilities=(),
     spool=SPOOL,
+    queued=("qf*",),
     folders=(),
     files=files,
     steps=(Step(("/usr/bin/m4",), SOURCE, CONFIGURATION),),

@@ -235,14 +235,17 @@ class Keeper:
         command = self._mta.listing if listing else self._mta.flush
         try:
             child = self._spawn(command, output=True)
-            out = child.communicate(timeout=LIST_WITHIN if listing else None)[0]
-        except (OSError, subprocess.TimeoutExpired) as error:
+            try:
+                out = child.communicate(timeout=LIST_WITHIN if listing else None)[0]
+            finally:
+                child.kill()
+            found = self._mta.read(out.decode(errors="replace"), time.time())
+        except Exception as error:  # noqa: BLE001  who asked is to hear of it, whatever it was
             self._answer(engine_protocol.Failed(question.id, str(error)))
             return
         if not listing:
             self._answer(engine_protocol.Done(question.id))
             return
-        found = self._mta.read(out.decode(errors="replace"), time.time())
         mail = tuple(
             engine_protocol.Mail(
                 each.id,
@@ -325,21 +328,39 @@ def _listening(path: Path) -> socket.socket:
     return sock
 
 
-def _join(host: VirtualHost, instance: str) -> None:
-    """Enter the host's context, for good.
+def _join(host: VirtualHost, instance: str) -> int:
+    """Fork into the host's context; returns 0 in the child, which is in it for good.
 
     Raises:
-        VnsmailError: it cannot be held to the host's addresses.
+        VnsmailError: it cannot be held to the host's addresses; nothing was forked.
+        OSError: the kernel refused.
     """
+    apart = kernel.CLONE_NEWNS | kernel.CLONE_NEWUTS | kernel.CLONE_NEWIPC
     if host.context is Context.NAMESPACE:
         run_as.enter(host, instance)
-        return
+        kernel.unshare(apart | kernel.CLONE_NEWPID)
+        return os.fork()
     run_as.check_addresses(host)
     with cgroups.made(instance, host.name) as cgroup:
         addresses = [each.address for each in host.addresses]
         mark = socket_mark(instance, host.name)
         connect_hook.attach(host.name, cgroup.fd, hooks(addresses, mark))
-        cgroup.add(os.getpid())
+        kernel.unshare(apart | kernel.CLONE_NEWPID)
+        wait, go = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(go)
+            if not os.read(wait, 1):  # it could not be put there
+                os._exit(1)
+            os.close(wait)
+            return 0
+        os.close(wait)
+        try:
+            cgroup.add(child)
+            os.write(go, b"!")
+        finally:
+            os.close(go)
+    return child
 
 
 def _keep(options: argparse.Namespace) -> int:
@@ -358,26 +379,22 @@ def _keep(options: argparse.Namespace) -> int:
     servers = [str(each) for each in host.resolvers or settings.dns.servers]
     files = _files(mta, host, uid, gid, servers, settings)
     spool = folder_of(layout, Owner(host.name), host.engine)
-    spool.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not mta.capabilities:
-        os.chown(spool, uid, gid, follow_symlinks=False)
-    else:
+    # Nobody but root makes or changes what lies above it.
+    spool.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    spool.mkdir(mode=0o700, exist_ok=True)
+    if mta.capabilities:
         spool.chmod(0o755)
+    else:
+        os.chown(spool, uid, gid, follow_symlinks=False)
     last = privileges.last()
     channel = socket.socket(fileno=options.channel_fd)
-    _join(host, layout.instance)
     listener = _listening(socket_of(layout, host.name))
-    kernel.unshare(
-        kernel.CLONE_NEWNS
-        | kernel.CLONE_NEWPID
-        | kernel.CLONE_NEWUTS
-        | kernel.CLONE_NEWIPC
-    )
-    child = os.fork()
+    child = _join(host, layout.instance)
     if child:
         channel.close()
         listener.close()
-        return _wait(child, host, layout.instance)
+        engine_box.drop((), os.getuid(), os.getgid(), last)
+        return _wait(child)
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     os.setsid()
     socket.sethostname(host_files.node_name(host.name))
@@ -389,15 +406,12 @@ def _keep(options: argparse.Namespace) -> int:
     return Keeper(host.name, mta, channel, listener).run()
 
 
-def _wait(child: int, host: VirtualHost, instance: str) -> int:
-    """Wait for the first process of the engine's namespaces, and tidy up."""
+def _wait(child: int) -> int:
+    """Wait for the first process of the engine's namespaces; returns its exit status."""
     # It hears from its channel that it is to end.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _, status = os.waitpid(child, 0)
-    if host.context is Context.ALIAS:
-        with contextlib.suppress(VnsmailError, OSError):
-            cgroups.remove(instance, host.name)
     return os.waitstatus_to_exitcode(status)
 
 

@@ -6,6 +6,7 @@ before anything of its host is taken away.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import os
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from vnsmail.engines.mtas import mta_of
 from vnsmail.engines.protocol import OwnerReport, QueueEntry
 from vnsmail.errors import BadInput, VnsmailError
 from vnsmail.log import logger
-from vnsmail.model import Engine, Envelope, Owner, VirtualHost
+from vnsmail.model import Context, Engine, Envelope, Owner, VirtualHost
+from vnsmail.net import cgroups
 from vnsmail.settings import Layout
 from vnsmail.supervisor import engine_protocol as protocol
 from vnsmail.supervisor.control import ProcessStatus
@@ -36,7 +38,7 @@ log = logger("engines")
 
 def folder_of(layout: Layout, owner: Owner, engine: Engine) -> Path:
     """Return where an engine keeps a host's queue."""
-    return layout.owner_folder(owner) / "engine" / engine.value
+    return layout.engines / owner / engine.value
 
 
 def socket_of(layout: Layout, owner: str) -> Path:
@@ -99,6 +101,11 @@ class Engines:
         if kept is not None:
             kept.child.stop()
             await kept.task
+            if kept.host.context is Context.ALIAS:
+                with contextlib.suppress(OSError, VnsmailError):
+                    await asyncio.to_thread(
+                        cgroups.remove, self._layout.instance, owner
+                    )
 
     async def stop(self) -> None:
         """End all."""
@@ -196,7 +203,7 @@ class Engines:
                 state=kept.child.state.value,
                 pid=kept.child.pid,
                 restarts=kept.child.restarts,
-                privileges=describe(kept.child.pid) if kept.child.pid else "",
+                privileges=_privileges(kept.child.pid),
                 owners=(owner,),
             )
             for owner, kept in self._kept.items()
@@ -246,23 +253,34 @@ class Engines:
         """
         if host.engine is Engine.NATIVE:
             return
-        folder = folder_of(self._layout, Owner(host.name), host.engine)
         try:
-            if host.name not in self._kept and not folder.exists():
-                return
-            mail = await self._asked_mail(host)
+            number = len(await self.mail(host.name))
         except EngineFailed as error:
             remedy = f"its engine cannot be asked whether it has mail ({error})"
             raise BadInput("virtual host", host.name, remedy) from None
-        if mail:
+        number = number or await asyncio.to_thread(self._lying, host)
+        if number:
             remedy = (
-                f"{host.engine.value} has {len(mail)} of its messages queued (`vnsmail "
+                f"{host.engine.value} has {number} of its messages queued (`vnsmail "
                 "queue list`); wait for them"
             )
             raise BadInput("virtual host", host.name, remedy)
 
-    async def _asked_mail(self, host: VirtualHost) -> tuple[protocol.Mail, ...]:
-        if host.name not in self._kept:
-            msg = "it does not run, as the host is suspended"
-            raise EngineFailed(msg)
-        return await self.mail(host.name)
+    def _lying(self, host: VirtualHost) -> int:
+        """Return how many messages lie in the spool of an engine that does not run."""
+        mta = mta_of(host.engine)
+        folder = folder_of(self._layout, Owner(host.name), host.engine)
+        patterns = mta.queued if mta is not None else ()
+        found = (path for pattern in patterns for path in folder.glob(pattern))
+        return sum(1 for path in found if path.is_file() and not path.is_symlink())
+
+
+def _privileges(pid: int | None) -> str:
+    """Return what the first process of an engine's namespaces may do."""
+    if pid is None:
+        return ""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return ""
+    return describe(int(children[0])) if children else ""

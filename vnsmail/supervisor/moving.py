@@ -88,6 +88,9 @@ class Moving:
         async with self._hosts.changing:
             host = self._packable(name)
             path = packing.target(request.to, name)
+            if self._services.engines is not None:
+                # What an engine has queued is its own, and does not go along.
+                await self._services.engines.refuse_if_queued(host)
             # From here on it is suspended, also over a crash (Hosts.service).
             move = self._directory.begin_move(name, secrets.token_hex(16))
             try:
@@ -221,6 +224,7 @@ class Moving:
             uplink=request.uplink,
             mtu=table.mtu if context == Context.NAMESPACE.value else None,
             vlan=table.vlan if context == Context.NAMESPACE.value else None,
+            engine=table.engine.value,
         )
         return replace(
             self._hosts.resolved(asked, actual),
