@@ -67,11 +67,11 @@ class TestWhole:
         assert [
             f"make namespace {NS}",
             f"connect {NS} to bridge br0 by veth {PORT}",
-            f"set {PORT} up",
             f"add address 10.77.0.11/24 on eth0 in {NS}",
             f"add address fd77::11/64 on eth0 in {NS}",
             f"set eth0 up in {NS}",
             f"set default route by 10.77.0.1 in {NS}",
+            f"set {PORT} up",
         ] == described([BOTH], MACHINE)
 
     def test_macvlan(self):

@@ -55,20 +55,6 @@ CARRIER_LOOKS, CARRIER_PAUSE = 50, 0.002
 
 _ALONE = bytes.fromhex(names.INSIDE_HARDWARE.replace(":", ""))
 
-INSIDE = {
-    # A host has the addresses it was given, and no others.
-    "ipv6/conf/default/accept_ra": "0",
-    "ipv6/conf/default/autoconf": "0",
-    # Neighbours learn at once where an address is now that was elsewhere before.
-    "ipv4/conf/default/arp_notify": "1",
-    "ipv6/conf/default/ndisc_notify": "1",
-    # Else the kernel removes all addresses of a network with the first one of it.
-    "ipv4/conf/all/promote_secondaries": "1",
-    # A host is no router. The kernel copies this from the machine, which may be one.
-    "ipv4/conf/all/forwarding": "0",
-}
-"""How a namespace differs from one that is new (ip-sysctl in the kernel's manual)."""
-
 
 def apply(steps: Iterable[Step], instance: str) -> dict[str, int]:
     """Perform steps in their order; returns which namespaces were made, by name.
@@ -115,6 +101,7 @@ class Performer:
         """Ports that were made now, on bridges, each with its remark."""
         self._many = False
         """More ports come at once than may hear each other."""
+        self._settings = sysctl.Writer()
         self.made: dict[str, int] = {}
         """Namespaces that are ours for certain, and which they are."""
 
@@ -124,6 +111,7 @@ class Performer:
     def __exit__(self, *_: object) -> None:
         self._machine.close()
         self._leave()
+        self._settings.close()
 
     # Many at once ----------------------------------------------------------------
 
@@ -247,8 +235,7 @@ class Performer:
 
     def make_namespace(self, step: MakeNamespace) -> None:
         def prepare() -> None:
-            for name, value in INSIDE.items():
-                sysctl.write(name, value)
+            self._settings.prepare_inside()
             self._inside = (step.name, Kernel())
             remark = names.remark(self._instance, step.host)
             self._inside[1].do(requests.loopback_up(self._mark, remark))
@@ -294,24 +281,36 @@ class Performer:
         finally:
             os.close(fd)
 
-    def set_port_up(self, step: SetPortUp) -> None:
+    def set_ports_up(self, _: str, steps: Sequence[Step]) -> None:
+        """Set ports up, as many as there are in one go."""
+        ports = [step for step in steps if isinstance(step, SetPortUp)]
+        asked: list[tuple[Step, bytes]] = []
+        for port in ports:
+            _guarded(port, set(), partial(self._prepare_port, port, asked))
+        answers = self._machine.change([request for _, request in asked])
+        for (step, _request), refused in zip(asked, answers, strict=True):
+            if refused is not None:
+                raise _failed(step, refused.errno, refused.reason)
+        for port in ports:
+            if port.port in self._joined:
+                self._joined[port.port] = names.remark(self._instance, port.host)
+
+    def _prepare_port(self, step: SetPortUp, asked: list[tuple[Step, bytes]]) -> None:
         # A port needs no address; with one it would speak to the host behind it. Where
         # it routes, it must not take the host for its router.
         self._place.go("")
-        folder = f"ipv6/conf/{step.port}"
+        write = self._settings.write_outside
         if step.ipv6:
-            sysctl.write(f"{folder}/accept_ra", "0")
-        sysctl.write(f"{folder}/disable_ipv6", "0" if step.ipv6 else "1")
+            write(f"{step.port}/accept_ra", "0")
+        write(f"{step.port}/disable_ipv6", "0" if step.ipv6 else "1")
         remark = names.remark(self._instance, step.host)
-        if self._remark_of(step.port).endswith(names.ARRIVING):
-            self._machine.do(requests.port_apart(step.port, remark, apart=False))
-        if self._many and step.port in self._joined:
-            self._machine.do(requests.port_apart(step.port, remark, apart=True))
-            self._machine.do(requests.port_up(step.port, remark + names.ARRIVING))
-        else:
-            self._machine.do(requests.port_up(step.port, remark))
-        if step.port in self._joined:
-            self._joined[step.port] = remark
+        ask = requests.port_apart
+        if step.port in self._joined and self._many:
+            asked.append((step, ask(step.port, remark, apart=True, up=True)))
+            return
+        if step.port not in self._joined and self._is_arriving(step.port):
+            asked.append((step, ask(step.port, remark, apart=False)))
+        asked.append((step, requests.port_up(step.port, remark)))
 
     def set_setting(self, step: SetSetting) -> None:
         self._place.go("")
@@ -393,10 +392,10 @@ class Performer:
             raise _foreign("link")
         self._machine.do(requests.remove_link(self._machine.index(name)))
 
-    def _remark_of(self, port: str) -> str:
+    def _is_arriving(self, port: str) -> bool:
         answer = self._machine.ask(requests.question(self._machine.index(port)))
         _, _, facts = messages.link_facts(answer)
-        return messages.text_in(facts, messages.REMARK)
+        return messages.text_in(facts, messages.REMARK).endswith(names.ARRIVING)
 
     def _is_ours(self, link: str, kernel: Kernel) -> bool:
         answer = kernel.ask(requests.question(kernel.index(link)))
@@ -444,7 +443,6 @@ _ACTIONS: dict[type[Step], _Action] = {
     MakeNamespace: Performer.make_namespace,
     RemoveNamespace: Performer.remove_namespace,
     Connect: Performer.connect,
-    SetPortUp: Performer.set_port_up,
     SetSetting: Performer.set_setting,
 }
 """How a step is performed that is more than a message."""
@@ -474,6 +472,8 @@ def _way(step: Step) -> tuple[str, _Way]:
     """Return where a step is performed, and how, alike for what goes together."""
     if isinstance(step, RemoveLink):
         return "", Performer.remove_links
+    if isinstance(step, SetPortUp):
+        return "", Performer.set_ports_up
     if type(step) in _ACTIONS:
         return "", Performer.act
     way = _take_away if isinstance(step, _TAKES_AWAY) else _give

@@ -10,7 +10,6 @@ namespace that is not ours, is never touched; what cannot be done for one host s
 no other's way; no thread of the caller changes its namespace.
 """
 
-import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,7 +28,7 @@ from vnsmail.net import (
 )
 from vnsmail.net.guard_changes import Found
 from vnsmail.net.guard_rules import SMTP_PORTS, Table
-from vnsmail.net.observe import open_kernel
+from vnsmail.net.observe import is_ours
 
 _ALL = "ipv{}/conf/all/forwarding"
 
@@ -246,9 +245,7 @@ def _enclose(table: Table, instance: str, *, anew: bool = False) -> bool:
     """Make a table as wanted inside a namespace, if that is ours."""
     if _look(table.name).state == table.state and not anew:
         return False
-    with open_kernel() as kernel:
-        (loopback,) = kernel.link("get", index=socket.if_nametoindex("lo"))
-    if loopback.get("group") != names.mark(instance):
+    if not is_ours(instance):
         raise GuardUnavailable("its namespace is not ours")
     return _bring(table, table.name, anew=anew)
 

@@ -8,11 +8,9 @@ import errno
 import os
 from dataclasses import dataclass
 
-from pyroute2.netlink.exceptions import NetlinkError
-
 from vnsmail.model import IPAddress
-from vnsmail.net import namespaces
-from vnsmail.net.observe import open_kernel
+from vnsmail.net import messages, namespaces, requests
+from vnsmail.net.netlink import Kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +36,15 @@ def look_up(namespace: str, destination: IPAddress, source: IPAddress | None) ->
         if namespace:
             return namespaces.inside(namespace, lambda: _look_up(destination, source))
         return _look_up(destination, source)
-    except (OSError, NetlinkError) as error:
-        number = getattr(error, "code", None) or getattr(error, "errno", None)
-        return Way("", "", os.strerror(number or errno.EINVAL))
+    except OSError as error:
+        return Way("", "", os.strerror(error.errno or errno.EINVAL))
 
 
 def _look_up(destination: IPAddress, source: IPAddress | None) -> Way:
-    words = {"dst": str(destination), "family": 2 if destination.version == 4 else 10}
-    if source is not None:
-        words["src"] = str(source)
-    with open_kernel() as kernel:
-        (route,) = kernel.route("get", **words)
-        (link,) = kernel.get_links(route.get_attr("RTA_OIF"))
-    via = route.get_attr("RTA_VIA") or {}
-    gateway = route.get_attr("RTA_GATEWAY") or via.get("addr", "")
-    return Way(str(link.get_attr("IFLA_IFNAME")), str(gateway or ""))
+    with Kernel() as kernel:
+        answer = kernel.ask(requests.way(destination, source))
+        *_, facts = messages.route_facts(answer)
+        out = messages.number_in(facts, messages.OUT_OF)
+        _, _, link = messages.link_facts(kernel.ask(requests.question(out)))
+    gateway = messages.gateway_in(facts)
+    return Way(messages.text_in(link, messages.NAME), str(gateway or ""))

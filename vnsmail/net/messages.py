@@ -310,9 +310,34 @@ def route_facts(payload: memoryview) -> tuple[int, int, int, int, Attributes]:
     return facts[0], facts[1], table, facts[7], found
 
 
-def route_filter() -> bytes:
-    """Return the body of a question for all routes of both families."""
-    return _ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0)
+def is_default_route(payload: memoryview) -> bool:
+    """Return whether a route leads to all that no other leads to (struct rtmsg)."""
+    return payload[1] == 0 and payload[7] == UNICAST
+
+
+def route_filter(table: int = 0) -> bytes:
+    """Return the body of a question for all routes of both families, or of a table."""
+    return _ROUTE.pack(0, 0, 0, 0, table, 0, 0, 0, 0)
+
+
+NAME = 3
+"""IFLA_IFNAME of a link."""
+
+SOURCE, OUT_OF, _GATEWAY, _VIA = 2, 4, 5, 18
+"""RTA_SRC and RTA_OIF of a route; its router, which may be of the other family."""
+
+
+def way(of: int, destination_length: int, source_length: int) -> bytes:
+    """Return the head of a question for the route of one packet."""
+    return _ROUTE.pack(of, destination_length, source_length, 0, 0, 0, 0, 0, 0)
+
+
+def gateway_in(facts: Attributes) -> IPAddress | None:
+    """Return the router of a route; None if the destination is on the link."""
+    if _GATEWAY in facts:
+        return address_in(facts[_GATEWAY])
+    via = facts.get(_VIA)  # struct rtvia: two bytes of family, the address
+    return address_in(via[2:]) if via else None
 
 
 def hops_in(value: memoryview) -> Iterator[tuple[int, Attributes]]:

@@ -69,8 +69,8 @@ def open_namespace(name: str) -> int:
     raise FileNotFoundError(2, "no network namespace has this name", str(path))
 
 
-def identity() -> int:
-    """Return which network namespace the calling thread is in.
+def identity(of: socket.socket | None = None) -> int:
+    """Return which network namespace the calling thread is in, or a socket of it.
 
     Names can be given anew, and so can inodes: the kernel takes the lowest that is
     free, so a namespace that is made right after another has gone has its number. A
@@ -78,8 +78,11 @@ def identity() -> int:
     starts anew. Without it the inode is what there is.
     """
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            cookie = sock.getsockopt(socket.SOL_SOCKET, _NETNS_COOKIE, 8)
+        if of is not None:
+            cookie = of.getsockopt(socket.SOL_SOCKET, _NETNS_COOKIE, 8)
+        else:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                cookie = sock.getsockopt(socket.SOL_SOCKET, _NETNS_COOKIE, 8)
     except OSError:
         return os.stat(_OWN).st_ino
     return int.from_bytes(cookie, sys.byteorder) & _LARGEST_IDENTITY

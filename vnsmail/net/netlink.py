@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from vnsmail.net import messages
+from vnsmail.net import messages, namespaces
 from vnsmail.net.messages import ACK, DUMP, HEADER
 
 AT_ONCE = 64
@@ -69,6 +69,11 @@ class Kernel:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def identity(self) -> int:
+        """Which network namespace this socket is in (namespaces.identity)."""
+        return namespaces.identity(self._socket)
 
     def index(self, name: str) -> int:
         """Return the index of a link.

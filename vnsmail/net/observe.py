@@ -9,11 +9,10 @@ import struct
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-
-from pyroute2 import IPRoute
+from typing import Self
 
 from vnsmail.model import HostName, IPAddress, SourceAddress
-from vnsmail.net import messages, names, namespaces, sysctl
+from vnsmail.net import messages, names, namespaces, requests, sysctl
 from vnsmail.net.facts import (
     NO_GATEWAY,
     Actual,
@@ -51,14 +50,6 @@ _VALUE = struct.Struct("=i")
 _NOTHING = memoryview(b"")
 _NONE = Settings()
 _ROUTER = bytes.fromhex(names.ROUTER_HARDWARE.replace(":", ""))
-
-
-def open_kernel() -> IPRoute:
-    """Return a netlink socket in the namespace of the calling thread, to be closed.
-
-    No notifications are asked for; the kernel gives reasons with its errors.
-    """
-    return IPRoute(ext_ack=True, strict_check=True, groups=0)
 
 
 def observe(instance: str, only: HostName | None = None) -> Actual:
@@ -109,6 +100,14 @@ def observe(instance: str, only: HostName | None = None) -> Actual:
     )
 
 
+def is_ours(instance: str) -> bool:
+    """Return whether the namespace of the calling thread carries our mark."""
+    with Kernel() as kernel:
+        answer = kernel.ask(requests.question(kernel.index("lo")))
+    _, _, facts = messages.link_facts(answer)
+    return messages.number_in(facts, _GROUP) == names.mark(instance)
+
+
 def _found(
     inside: Mapping[str, Namespace | OSError | None],
 ) -> Iterator[Namespace]:
@@ -126,8 +125,6 @@ class _View:
     """What one network namespace holds."""
 
     links: dict[int, Link] = field(default_factory=dict)
-    below: dict[int, int] = field(default_factory=dict)
-    """Index in another namespace of what a link stands on, by its own index."""
     routes: list[DefaultRoute] = field(default_factory=list)
     aliases: list[Alias] = field(default_factory=list)
     elsewhere: list[IPAddress] = field(default_factory=list)
@@ -137,48 +134,111 @@ class _View:
 
 
 def _namespace(name: str, machine: _View, mark: int) -> Namespace | None:
-    """Return what is in the namespace of the calling thread; None if it is not ours."""
-    view = _look(mark)
-    loopback = next(link for link in view.links.values() if link.loopback)
-    if not loopback.ours:
-        return None
-    found = None
-    for index, link in view.links.items():
-        if link.name == names.INSIDE_LINK:
-            below = machine.links.get(view.below[index])
-            found = replace(link, below=below.name if below else "")
-            if below is not None and below.router:
-                found = replace(found, neighbours=_neighbours(names.ROUTER_HARDWARE))
-    gateways = [r.gateway for r in view.routes if r.link == names.INSIDE_LINK]
+    """Return what is in the namespace of the calling thread; None if it is not ours.
+
+    Only what a plan asks of it is taken apart: with a thousand of them that is what a
+    look costs.
+    """
+    tables = _Tables.dumped(messages.MAIN_TABLE)
+    loopback, link = False, None
+    gateways: list[IPAddress] = []
+    for message in tables.links:
+        index, flags, found = messages.link_facts(message)
+        if flags & _LOOPBACK:
+            if messages.number_in(found, _GROUP) != mark:
+                return None
+            loopback = bool(flags & messages.UP)
+        elif messages.text_in(found, _NAME) == names.INSIDE_LINK:
+            own = _addresses_of(index, tables.addresses)
+            link = _inside_link(flags, found, mark, own)
+            below = messages.number_in(found, _BELOW) if _APART in found else 0
+            if (outer := machine.links.get(below)) is not None:
+                known = _neighbours(names.ROUTER_HARDWARE) if outer.router else ()
+                link = replace(link, below=outer.name, neighbours=known)
+            gateways = _gateways(index, tables.routes)
     return Namespace(
         name,
-        loopback_up=loopback.up,
-        link=found,
+        loopback_up=loopback,
+        link=link,
         gateways=tuple(dict.fromkeys(gateways)),
-        identity=namespaces.identity(),
+        identity=tables.identity,
     )
 
 
-def _look(mark: int) -> _View:
-    """Return what the namespace of the calling thread holds."""
-    with Kernel() as kernel:
+def _inside_link(
+    flags: int, found: Attributes, mark: int, own: list[SourceAddress]
+) -> Link:
+    info = messages.attributes(found[_INFO]) if _INFO in found else {}
+    return Link(
+        name=names.INSIDE_LINK,
+        kind=messages.text_in(info, 1),
+        up=bool(flags & messages.UP),
+        mtu=messages.number_in(found, _MTU),
+        ours=messages.number_in(found, _GROUP) == mark,
+        addresses=tuple(own),
+    )
+
+
+def _addresses_of(wanted: int, found: list[memoryview]) -> list[SourceAddress]:
+    """Return the addresses of one link that were given to it."""
+    own = []
+    for message in found:
+        length, _, index, facts = messages.address_facts(message)
+        if index == wanted and not names.is_mark(messages.number_in(facts, _METRIC)):
+            address = _address(length, facts)
+            if not address.address.is_link_local:
+                own.append(address)
+    return own
+
+
+def _gateways(wanted: int, found: list[memoryview]) -> list[IPAddress]:
+    """Return the routers of one link's default routes."""
+    gateways = []
+    for message in found:
+        if messages.is_default_route(message):
+            family, *_, facts = messages.route_facts(message)
+            gateways += [by for index, by in _hops(family, facts) if index == wanted]
+    return gateways
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """What the kernel says of one network namespace."""
+
+    identity: int
+    links: list[memoryview]
+    addresses: list[memoryview]
+    routes: list[memoryview]
+
+    @classmethod
+    def dumped(cls, table: int = 0) -> Self:
+        """Ask in the namespace of the calling thread.
+
+        Args:
+            table: of routes; zero stands for all.
+        """
         filtered = messages.number(_FILTER, _SKIP_STATISTICS)
-        links = [
-            messages.link_facts(each)
-            for each in kernel.dump(messages.GET_LINK, messages.link(filtered))
-        ]
-        addresses = kernel.dump(messages.GET_ADDRESS, bytes(8))
-        routes = kernel.dump(messages.GET_ROUTE, messages.route_filter())
+        with Kernel() as kernel:
+            return cls(
+                kernel.identity,
+                kernel.dump(messages.GET_LINK, messages.link(filtered)),
+                kernel.dump(messages.GET_ADDRESS, bytes(8)),
+                kernel.dump(messages.GET_ROUTE, messages.route_filter(table)),
+            )
+
+
+def _look(mark: int) -> _View:
+    """Return what the namespace of the calling thread holds, the machine's."""
+    tables = _Tables.dumped()
+    links = [messages.link_facts(each) for each in tables.links]
     view = _View()
     name_of = {index: messages.text_in(found, _NAME) for index, _, found in links}
-    own = _addresses(addresses, view, name_of, mark)
-    networks = _routes(routes, view, name_of, mark)
+    own = _addresses(tables.addresses, view, name_of, mark)
+    networks = _routes(tables.routes, view, name_of, mark)
     for index, flags, found in links:
         view.links[index] = _link(
             flags, found, name_of, mark, own.get(index, []), networks.get(index, [])
         )
-        apart = _APART in found
-        view.below[index] = messages.number_in(found, _BELOW) if apart else 0
     _see_routed(view)
     return view
 

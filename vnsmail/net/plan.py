@@ -95,6 +95,7 @@ def plan(
         *vlans.missing(),
         *(step for host in hosts for step in host.missing()),
         *routing.missing({host.port for host in hosts if host.is_kept}),
+        *(step for host in hosts for step in host.arrival()),
         *by_source.missing(),
         *(
             AddAlias(link, address, host.name)
@@ -268,10 +269,8 @@ class _Host:
         elif not self._found.loopback_up:
             yield SetUp(self.namespace, "lo")
         yield from self._missing_link()
-        port = self._outer if self._kept else None
-        if self.port and not (port and port.up and not port.arriving):
-            ipv6 = self._routed and Family.IPV6 in self.facts.families
-            yield SetPortUp(self.port, self.facts.name, ipv6)
+        if self._routed:
+            yield from self._missing_port()
         had = self._kept.addresses if self._kept else ()
         for address in self._addresses:
             if address not in had:
@@ -281,6 +280,21 @@ class _Host:
         if self._routed:
             yield from self._missing_neighbours()
         yield from self._missing_gateways()
+
+    def arrival(self) -> Iterator[Step]:
+        """Return the steps by which the others on its bridge hear of it.
+
+        They come when all hosts have what they lack: what each of them says when its
+        link comes up reaches all that are up, and waits for the kernel's lock meanwhile.
+        """
+        if not self._routed:
+            yield from self._missing_port()
+
+    def _missing_port(self) -> Iterator[Step]:
+        port = self._outer if self._kept else None
+        if self.port and not (port and port.up and not port.arriving):
+            ipv6 = self._routed and Family.IPV6 in self.facts.families
+            yield SetPortUp(self.port, self.facts.name, ipv6)
 
     def _missing_link(self) -> Iterator[Step]:
         mtu = self._mtu()

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from vnsmail.model import Uplink
+from vnsmail.model import IPAddress, Uplink
 from vnsmail.net import messages, names
 from vnsmail.net.facts import NO_GATEWAY
 from vnsmail.net.messages import (
@@ -134,16 +134,23 @@ def port_up(name: str, remark: str) -> bytes:
     return message(messages.NEW_LINK, 0, body)
 
 
-def port_apart(name: str, remark: str, *, apart: bool) -> bytes:
+def port_apart(name: str, remark: str, *, apart: bool, up: bool = False) -> bytes:
     """Return what keeps a port of a bridge from its siblings (ip-link(8), isolated).
 
     Ports that are apart do not hear each other; all other ports hear them, and they
     those. The remark says that it was us, and not somebody who wants it so.
+
+    Args:
+        name: the port.
+        remark: what people are told of it.
+        apart: whether it is.
+        up: it is set up too, which the kernel does last.
     """
     data = nested(_PORT_DATA, attribute(_PORT_ISOLATED, bytes([apart])))
     kind = nested(_INFO, text(_PORT_KIND, "bridge"), data)
     said = text(_REMARK, remark + names.ARRIVING if apart else remark)
-    return message(messages.NEW_LINK, 0, messages.link(said, kind, name=name))
+    body = messages.link(said, kind, name=name, up=up)
+    return message(messages.NEW_LINK, 0, body)
 
 
 def announce(index: int, hardware: bytes) -> bytes:
@@ -164,6 +171,16 @@ def remove_link(index: int) -> bytes:
 def question(index: int) -> bytes:
     """Return a question for one link."""
     return message(messages.GET_LINK, 0, messages.link(index=index))
+
+
+def way(destination: IPAddress, source: IPAddress | None) -> bytes:
+    """Return a question for the route that a packet would take."""
+    more = [messages.destination(destination)]
+    if source is not None:
+        more.append(attribute(messages.SOURCE, source.packed))
+    whole = destination.max_prefixlen
+    head = messages.way(messages.family(destination), whole, whole if source else 0)
+    return message(messages.GET_ROUTE, 0, head + b"".join(more))
 
 
 def _join_bridge(step: JoinBridge, index: Index, _: int) -> bytes:
