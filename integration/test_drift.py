@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,58 @@ def test_rules_of_the_guard(lab, host, words):
         "as before, and told",
     )
     assert {said} == set(drifts(lab)[known:])
+
+
+ROUTED, BY_SOURCE = "routed.example", "bysource.example"
+MADE = {
+    ROUTED: ("10.77.0.70/24", "--uplink", "routed", "--link", "lan0"),
+    BY_SOURCE: ("10.77.0.71/24", "--context", "alias", "--gateway", "10.77.0.2"),
+}
+
+
+def ways(lab, address):
+    """Return what the machine has for an address: routes, rules, tables, proxies."""
+    rules = json.loads(output(lab, "machine", f"ip -j rule show from {address}"))
+    tables = sorted({each["table"] for each in rules} - {"main"})
+    return [
+        output(lab, "machine", f"ip {words}")
+        for words in (
+            f"route show {address}",
+            f"rule show from {address}",
+            "neigh show proxy",
+            *(f"route show table {table}" for table in tables),
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("host", "script", "told"),
+    [
+        (ROUTED, "ip route del {address}", "add route to 10.77.0.70"),
+        (ROUTED, "ip link del {port}", "connect"),
+        (BY_SOURCE, "ip rule del from {address}", "10.77.0.71"),
+        (BY_SOURCE, "ip route flush table {table}", "table"),
+    ],
+)
+def test_ways_of_the_machine(lab, host, script, told):
+    """Routes of a routed host, rules and tables of one that is routed by source."""
+    address = MADE[host][0].partition("/")[0]
+    lab.vnsmail("host", "create", host, "--address", *MADE[host])
+    try:
+        before, known = ways(lab, address), len(drifts(lab))
+        assert any(before)
+        (table, *_) = re.findall(r"lookup (\d+)", before[1]) or [""]
+        facts = {"address": address, "port": port(lab, host), "table": table}
+        lab.inside("machine", "sh", "-ec", script.format(**facts))
+
+        def as_it_was():
+            said = " ".join(missing for _, missing, _ in drifts(lab)[known:])
+            return told in said and ways(lab, address) == before
+
+        eventually(as_it_was, "it is as it was, and told")
+        assert all(mended for _, _, mended in drifts(lab)[known:])
+    finally:
+        lab.vnsmail("host", "destroy", host)
 
 
 def test_our_own_changes_are_no_drift(lab):

@@ -127,6 +127,17 @@ def test_no_namespace(lab):
     assert f"its network namespace {namespace} does not exist" in done.stderr
 
 
+def test_another_namespace_of_that_name(lab):
+    """One that somebody else made is not entered."""
+    namespace = names.namespace(instance(lab), "beta.example")
+    lab.inside("machine", "ip", "netns", "del", namespace, check=False)
+    lab.inside("machine", "ip", "netns", "add", namespace)
+    done = lab.vnsmail("exec", "beta.example", "true", check=False)
+
+    assert 1 == done.returncode
+    assert f"{namespace} is not the one that was made for it" in done.stderr
+
+
 BINDS = """
 import json, socket
 found = {}

@@ -37,7 +37,7 @@ def ran(monkeypatch):
         code: object = 0
         given: tuple[object, ...] = ()
 
-        def __call__(self, host, instance, words, servers):
+        def __call__(self, host, instance, words, servers, _identity):
             self.given = (host, words, servers)
             if isinstance(self.code, BaseException):
                 raise self.code

@@ -9,12 +9,14 @@ from typing import Annotated
 import typer
 
 from vnsmail import settings
+from vnsmail.cli import client
 from vnsmail.cli.options import layout_of
 from vnsmail.directory import open_to_read
+from vnsmail.errors import DaemonNotRunning, NotFound, NotPrivileged
 from vnsmail.lab import start as lab
-from vnsmail.model import host_name
+from vnsmail.model import Context, VirtualHost, host_name
 from vnsmail.settings import Layout
-from vnsmail.supervisor import run_as
+from vnsmail.supervisor import control, run_as
 
 
 def run(
@@ -41,8 +43,26 @@ def run(
     _enter_lab(layout, found.name, words)
     servers = found.resolvers or settings.load(layout.settings_file).dns.servers
     sys.stdout.flush()
-    code = run_as.run(found, layout.instance, words, [str(each) for each in servers])
+    code = run_as.run(
+        found,
+        layout.instance,
+        words,
+        [str(each) for each in servers],
+        _known_identity(layout, found),
+    )
     raise typer.Exit(code)
+
+
+def _known_identity(layout: Layout, host: VirtualHost) -> int:
+    """Return which namespace vnsmail knows as the host's; 0 if it does not run."""
+    if host.context is not Context.NAMESPACE:
+        return 0
+    try:
+        request = control.GetGuard(host.name)
+        return client.ask(layout, request, control.Guarded).identity
+    except (DaemonNotRunning, NotPrivileged, NotFound, client.Refused):
+        # What carries no mark of ours is not entered all the same.
+        return 0
 
 
 def _enter_lab(layout: Layout, host: str, words: Sequence[str]) -> None:

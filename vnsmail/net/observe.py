@@ -58,14 +58,17 @@ def observe(instance: str, only: HostName | None = None) -> Actual:
     Args:
         instance: whose.
         only: look into no namespace but that of this host; a plan from what was seen
-            must be for this host only.
+            must be for this host only. Where there are links for tags, which several
+            hosts share, all are looked into.
 
     Raises:
         OSError: the kernel does not let us look.
     """
     mark = names.mark(instance)
-    wanted = None if only is None else names.namespace(instance, only)
     machine = _look(mark)
+    shared = any(x.ours and x.kind == "vlan" for x in machine.links.values())
+    alone = only is not None and not shared
+    wanted = names.namespace(instance, only) if only is not None and alone else None
     machine.rules = _rules(names.rule_mark(instance))
     proxies = _proxies(machine)
 

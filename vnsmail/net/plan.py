@@ -82,7 +82,7 @@ def plan(
     kept = {(a.link, a.address) for a in actual.aliases if a.quiet} & aliases.keys()
     if only is not None:
         there = there.of(only, instance)
-    vlans = _Vlans(inside, hosts, actual, instance)
+    vlans = _Vlans(inside, hosts, actual, instance, only)
     routing = Routing(inside, actual, instance, only)
     by_source = BySource(desired.hosts, actual, instance)
     return (
@@ -181,8 +181,16 @@ class _Vlans:
         hosts: Iterable["_Host"],
         actual: Actual,
         instance: str,
+        only: HostName | None,
     ) -> None:
         """``inside`` are all hosts with namespaces, ``hosts`` those to plan for."""
+        own = None if only is None else names.namespace(instance, only)
+        # Others may be half moved, and stand where they should stand no more.
+        self._needed = {
+            each.link.below
+            for each in actual.namespaces
+            if own is not None and each.name != own and each.link is not None
+        }
         self._links = {link.name: link for link in actual.links}
         self._wanted = {
             names.vlan(instance, host.link, host.vlan)
@@ -194,7 +202,8 @@ class _Vlans:
     def surplus(self) -> Iterator[Step]:
         """Return the steps that remove links for tags that no host has any more."""
         for link in self._links.values():
-            if link.ours and link.kind == "vlan" and link.name not in self._wanted:
+            kept = link.name in self._wanted or link.name in self._needed
+            if link.ours and link.kind == "vlan" and not kept:
                 yield RemoveLink(link.name)
 
     def missing(self) -> Iterator[Step]:

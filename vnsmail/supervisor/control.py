@@ -579,6 +579,9 @@ class Guarded(_Message, frozen=True):
     """Of others' sockets, from an address of the host."""
     forged_packets: int = 0
     """Out of its namespace to the machine, from an address that is not the host's."""
+    identity: int = 0
+    """Which its namespace is (net/namespaces.py); 0: it has none, or none that is
+    known."""
 
 
 class CertificateFacts(msgspec.Struct, frozen=True):

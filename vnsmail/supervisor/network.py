@@ -210,8 +210,21 @@ class Network:
             hosts: whose steps they are.
             steps: in the order of the plan.
         """
+        everyone = list(hosts)
+        holders = self._holders(everyone)
         problems: dict[HostName, str] = {}
-        await self._perform(steps, self._holders(hosts), problems)
+        try:
+            # Nobody is routed, for a moment either, without the fence.
+            await self.fence(everyone)
+        except GuardUnavailable as error:
+            unfenced = {h.name for h in everyone if h.uplink is Uplink.ROUTED}
+            problems |= {
+                name: str(error)
+                for step in steps
+                if (name := _meant(step, holders)) in unfenced
+            }
+            steps = [s for s in steps if _meant(s, holders) not in unfenced]
+        await self._perform(steps, holders, problems)
         return problems
 
     def meant(
@@ -310,19 +323,23 @@ class Network:
 
     async def guarded(self, host: VirtualHost) -> control.Guarded:
         """Return how a host is guarded, and what was stopped."""
+        name = names.namespace(self._instance, host.name)
+        identity = self._identities.get(name, 0)
         try:
             found = await _to_the_end(lambda: guard.counters([host], self._instance))
         except GuardUnavailable as error:
-            return control.Guarded(str(error))
+            return control.Guarded(str(error), identity=identity)
         counter = found.get(host.name)
         if counter is None:
-            return control.Guarded(self._unguarded.get(host.name, "it has no guard"))
+            reason = self._unguarded.get(host.name, "it has no guard")
+            return control.Guarded(reason, identity=identity)
         return control.Guarded(
             self._unguarded.get(host.name, ""),
             counter.dropped_packets,
             counter.dropped_bytes,
             counter.borrowed_packets,
             counter.forged_packets,
+            identity,
         )
 
     async def counters(

@@ -35,6 +35,7 @@ from vnsmail.model import Context, Family, VirtualHost
 from vnsmail.net import cgroups, connect_hook, names, namespaces
 from vnsmail.net.guard_rules import socket_mark
 from vnsmail.net.hook_programs import hooks
+from vnsmail.net.observe import is_ours
 from vnsmail.supervisor import host_files, kernel, privileges
 
 RESOLV_CONF = Path("/etc/resolv.conf")
@@ -65,6 +66,7 @@ def run(
     instance: str,
     command: Sequence[str],
     servers: Sequence[str],
+    identity: int = 0,
 ) -> int:
     """Run a command as a virtual host; returns its exit code.
 
@@ -75,6 +77,7 @@ def run(
         instance: of the root that has the host.
         command: the program and its arguments.
         servers: name servers of the settings; none for those of the machine.
+        identity: which its namespace is, as the supervisor knows it; 0: it does not.
 
     Raises:
         NotPrivileged: this takes root.
@@ -87,7 +90,7 @@ def run(
         raise NotPrivileged(action, "run it as root")
     program = find(command[0])
     if host.context is Context.NAMESPACE:
-        enter(host, instance)
+        enter(host, instance, identity)
         _prepare(host, instance, servers)
         _become(program, command)
     check_addresses(host)
@@ -117,11 +120,11 @@ def find(command: str) -> str:
 # Where it runs --------------------------------------------------------------------
 
 
-def enter(host: VirtualHost, instance: str) -> None:
+def enter(host: VirtualHost, instance: str, identity: int = 0) -> None:
     """Enter the network namespace of a host, and make sure that its addresses are there.
 
     Raises:
-        SourceUnavailable: it is not there, or they are not.
+        SourceUnavailable: it is not there or is another than ours, or they are not.
     """
     name = names.namespace(instance, host.name)
     address = str(host.addresses[0].address)
@@ -133,6 +136,9 @@ def enter(host: VirtualHost, instance: str) -> None:
     except OSError as error:
         reason = f"its network namespace {name}: {error.strerror}"
         raise SourceUnavailable(host.name, address, error.errno or 0, reason) from None
+    if not is_ours(instance) or (identity and namespaces.identity() != identity):
+        reason = f"the network namespace {name} is not the one that was made for it"
+        raise SourceUnavailable(host.name, address, errno.ESTALE, reason)
     check_addresses(host)
 
 
