@@ -21,8 +21,9 @@ def test_more_than_the_socket_holds(monkeypatch):
         assert [] == [each for each in found.read() if isinstance(each, watch.Lost)]
         for number in range(40):
             ip(f"addr add 127.1.0.{number + 1}/32 dev lo")
-        assert any(isinstance(each, watch.Lost) for each in found.read())
-        assert [] == list(found.read())
+        # The kernel says so when what it did keep is read.
+        overrun = [*found.read(), *found.read()]
+        assert any(isinstance(each, watch.Lost) for each in overrun)
 
         ip("addr add 127.2.0.1/32 dev lo")
         select.select(list(found.filenos()), [], [], 60)
