@@ -6,7 +6,7 @@ import socket
 import threading
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vnsmail import channel
@@ -70,7 +70,6 @@ def pipes(count):
 # Messages ------------------------------------------------------------------------
 
 
-@settings(max_examples=50)
 @given(st.lists(st.binary(min_size=1, max_size=3000), max_size=10))
 def test_messages_stay_apart(messages):
     """What is sent comes out, in order, each by itself."""
@@ -249,7 +248,6 @@ def test_a_large_message_without_memory(ends):
         receive_now(ends[1], large=True)
 
 
-@settings(max_examples=100)
 @given(st.binary(max_size=50), st.integers(0, 3))
 def test_any_packet(data, count):
     """Whatever a peer sends is a message or one of the two errors."""

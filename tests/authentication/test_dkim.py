@@ -280,7 +280,6 @@ def test_hostile_white_space_takes_linear_time():
 
 
 @given(some.binary(max_size=200))
-@settings(max_examples=200)
 def test_any_field_has_a_verdict(junk):
     field = b"DKIM-Signature: v=1; a=rsa-sha256; " + junk.replace(b"\n", b"") + b"\r\n"
     if header_block(field + MESSAGE, whole=True) is not None:

@@ -5,7 +5,7 @@ import os
 import socket
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vnsmail import channel as channels
@@ -255,7 +255,6 @@ async def test_nonsense_drops_the_worker_and_nobody_else(situation, messages):
     assert isinstance(answer, Opened)
 
 
-@settings(max_examples=50)
 @given(st.lists(st.binary(min_size=1, max_size=300), max_size=5))
 def test_whatever_a_worker_says_the_broker_goes_on(messages):
     async def talk():

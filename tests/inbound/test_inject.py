@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.inbound.helpers import NOW, facts_in
@@ -109,7 +109,6 @@ def test_lines_end_as_in_smtp(tmp_path):
     assert COMPLETE + b"\r\none\r\ntwo\r\n\r\n\r\nthree" == found
 
 
-@settings(max_examples=50)
 @given(
     lines=st.lists(st.binary(max_size=30).map(lambda b: b.translate(None, b"\r\n\0"))),
     ends=st.lists(st.sampled_from([b"\n", b"\r\n"]), min_size=1),
@@ -128,7 +127,6 @@ def test_any_text_comes_out_with_crlf(tmp_path_factory, lines, ends, piece):
     assert COMPLETE + b"\r\n" + b"".join(line + b"\r\n" for line in lines) == found
 
 
-@settings(max_examples=100)
 @given(message=st.binary(max_size=300).map(lambda b: b.translate(None, b"\r\0")))
 def test_any_bytes_become_one_message(tmp_path_factory, message):
     """Whatever is handed over, what is queued has one header block, and no bare LF."""

@@ -452,7 +452,6 @@ class TestProperties:
     def test_same_plan_for_same_facts(self, desired, actual):
         assert steps(desired, actual) == steps(desired, actual)
 
-    @settings(max_examples=50)
     @given(hosts())
     def test_descriptions_are_one_line(self, desired):
         for step in steps(desired, _with_bridges()):

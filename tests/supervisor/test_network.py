@@ -2,7 +2,7 @@ import asyncio
 import threading
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.net.networks import INSTANCE, host
@@ -104,7 +104,6 @@ async def test_a_network_that_cannot_be_seen(world, network):
     )
 
 
-@settings(max_examples=40)
 @given(
     st.lists(st.sampled_from(HOSTS), unique_by=lambda h: h.name),
     st.lists(st.sampled_from(HOSTS), unique_by=lambda h: h.name),

@@ -3,7 +3,7 @@ import os
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vnsmail.channel import MAX_LARGE, Channel, ChannelClosed, MessageTooLong, pair
@@ -165,7 +165,6 @@ async def test_too_large(conversation):
     await asking
 
 
-@settings(max_examples=60)
 @given(st.binary(min_size=1, max_size=100))
 async def test_nonsense_ends_the_conversation_only(data):
     """A process that was taken over can say what it likes: it is not heard further."""
