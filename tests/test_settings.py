@@ -432,3 +432,12 @@ def test_smtp_of_one_host(tmp_path):
         smtp.hides_clients("beta.example"),
         smtp.is_strict("beta.example"),
     )
+
+
+def test_keys_of_tls_sessions_are_refused_outside_a_lab(file):
+    """Process 1 is no lab's keeper here."""
+    from vnsmail.supervisor.folders import check_keys
+
+    file.write_text('[lab]\ntls_keys = "/tmp/keys"\n')
+    with pytest.raises(SettingsError, match="told in a lab only; remove it"):
+        check_keys(load(file), file)

@@ -14,11 +14,13 @@ from vnsmail.capture.pcapng import (
     CapturedPacket,
     Direction,
     PcapngReader,
+    decryption_secrets,
     enhanced_packet,
     interface_description,
     interface_statistics,
     name_resolution,
     section_header,
+    whole_blocks,
 )
 
 START = section_header("tests") + interface_description("lan0", ETHERNET)
@@ -231,3 +233,50 @@ def test_files_that_contradict_themselves(data, problem):
     """Each is refused, with what is wrong and where."""
     with pytest.raises(BrokenCapture, match=problem):
         read(data)
+
+
+TEXTS = st.text(st.characters(categories=["L", "N"]), max_size=20)
+ADDRESSES = st.ip_addresses()
+
+
+@given(
+    st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4),
+    st.dictionaries(ADDRESSES, TEXTS.filter(bool), max_size=4),
+    st.binary(max_size=99),
+    st.lists(st.integers(0, 2**40), max_size=4),
+)
+def test_places_names_keys_and_losses_come_back(places, names, keys, drops):
+    """Whatever they are called, and however many there are."""
+    drops = drops[: len(places)]
+    data = section_header("tests")
+    for name, description in places:
+        data += interface_description(name, ETHERNET, 0, description)
+    data += decryption_secrets(keys) + name_resolution(names)
+    for number, lost in enumerate(drops):
+        data += interface_statistics(5, lost + 1, lost, number)
+    found, reader = read(data)
+
+    assert [] == found
+    assert places == list(zip(reader.interfaces, reader.descriptions, strict=True))
+    assert (names, keys) == (reader.names, reader.key_log)
+    told_of_all = len(drops) == len(places)
+    assert reader.drops == (sum(drops) if told_of_all else None)
+
+
+@given(st.lists(PACKETS, max_size=4), st.data())
+def test_a_file_that_grows_is_read_on(packets, data):
+    """Cut anywhere: what is whole comes first, the rest when it is there."""
+    whole = START + b"".join(map(enhanced_packet, packets))
+    cut = data.draw(st.integers(len(START), len(whole)))
+    file = io.BytesIO()
+    file.write(whole[:cut])
+    file.seek(0)
+    reader = PcapngReader(file)
+    first = list(reader)
+    file.seek(0, io.SEEK_END)
+    file.write(whole[cut:])
+
+    assert packets == first + list(reader)
+    assert not reader.cut_off
+    assert whole_blocks(whole[:cut]) <= cut
+    assert whole_blocks(whole) == len(whole)

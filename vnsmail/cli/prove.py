@@ -160,13 +160,15 @@ def prove(
         live=live,
     )
     known = ground(layout_of(context), asked)
-    key_log = _key_log(known) if tls_keys else b""
+    if tls_keys:
+        _key_log(known)  # so that nothing is recorded that could not be written
     wanted = prove_live.Wanted(seconds, messages, timeout)
     with _packets(known, wanted if live else None) as seen:
         proof = _judge(known, seen, every=not live if every is None else every)
         kept = save or (known.file if not live else None)
         report = _report(known, seen, proof, kept)
         if save is not None:
+            key_log = _key_log(known) if tls_keys else b""
             _save(known, seen, proof, save, key_log)
     if html is not None:
         _write(html, report)
