@@ -61,3 +61,30 @@ def test_keys_come_before_packets_and_are_for_their_owner_alone(tmp_path):
     assert keys == reader.key_log
     assert 0o600 == target.stat().st_mode & 0o777
     assert packets
+
+
+def test_a_packet_that_passed_two_places_is_shown_once(tmp_path):
+    """At the first of them; what is to be said of it goes with it."""
+    from vnsmail.capture import pcapng
+    from vnsmail.capture.packets import ETHERNET
+    from vnsmail.capture.pcapng import CapturedPacket
+
+    blocks = [pcapng.section_header("tests")]
+    blocks += [pcapng.interface_description(name, ETHERNET) for name in ("a", "b")]
+    # The later place comes first in the file, as of another ring.
+    for interface, lag in ((1, 10), (0, 0)):
+        for at, frame in enumerate(mail().frames):
+            packet = CapturedPacket(
+                frame, len(frame), at * 100 + lag, ETHERNET, interface
+            )
+            blocks.append(pcapng.enhanced_packet(packet))
+    source, target = tmp_path / "raw", tmp_path / "told"
+    source.write_bytes(b"".join(blocks))
+    proof = judge_case(Case((ALPHA,)), evidence.read(source).flows)
+    annotate.write(source, target, proof, NAMES)
+    with target.open("rb") as file:
+        packets = list(PcapngReader(file))
+
+    assert mail().frames == [packet.data for packet in packets]
+    assert {0} == {packet.interface for packet in packets}
+    assert packets[0].comment == "vnsmail: connection of alpha.example"

@@ -2,15 +2,19 @@
 
 Names of addresses; what each connection is, at its SYN; which message, at its MAIL; and,
 when asked, the keys of TLS sessions. The packets are as they were captured, in order of
-time.
+time, and each once: one that passed several places is shown at the first, or Wireshark
+would take the others for retransmissions.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
 from vnsmail import __version__
 from vnsmail.capture import pcap, pcapng
-from vnsmail.capture.evidence import open_reader
+from vnsmail.capture.evidence import open_reader, place
+from vnsmail.capture.flows import RECENT
+from vnsmail.capture.packets import parse
 from vnsmail.capture.pcapng import CapturedPacket
 from vnsmail.capture.proof import Connection, Proof
 from vnsmail.errors import BadInput, StateUnusable
@@ -92,14 +96,10 @@ def write(
             if source.stat().st_size <= MAX_SORTED:
                 packets.sort(key=lambda pair: pair[1].time)
             out.write(_head(reader, packets, names, key_log))
-            remarks = comments(proof)
-            for start in range(0, len(packets), TOGETHER):
-                out.write(
-                    b"".join(
-                        _block(packet, remarks.get(number, ""))
-                        for number, packet in packets[start : start + TOGETHER]
-                    )
-                )
+            shown = _each_once(packets, comments(proof))
+            for start in range(0, len(shown), TOGETHER):
+                blocks = shown[start : start + TOGETHER]
+                out.write(b"".join(_block(packet, said) for packet, said in blocks))
             out.write(_statistics(reader, packets))
         half.rename(target)
     except FileExistsError:
@@ -111,6 +111,28 @@ def write(
 
 
 _Numbered = list[tuple[int, CapturedPacket]]
+
+
+def _each_once(
+    packets: _Numbered, remarks: Mapping[int, str]
+) -> list[tuple[CapturedPacket, str]]:
+    """Return the packets with what is to be said of them; of copies, the first."""
+    shown: list[tuple[CapturedPacket, str]] = []
+    first: OrderedDict[int, tuple[object, int]] = OrderedDict()
+    for number, captured in packets:
+        remark = remarks.get(number, "")
+        packet = parse(captured.data, captured.link_type)
+        if packet is not None and not packet.is_fragment:
+            where = place(captured)
+            seen = first.setdefault(packet.fingerprint, (where, len(shown)))
+            if seen[0] != where:
+                if remark:
+                    shown[seen[1]] = (shown[seen[1]][0], remark)
+                continue
+            if len(first) > RECENT:
+                first.popitem(last=False)
+        shown.append((captured, remark))
+    return shown
 
 
 def _head(

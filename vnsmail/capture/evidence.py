@@ -131,8 +131,8 @@ class Reading:
         self._ended = max(self._ended, captured.time)
         packet = parse(captured.data, captured.link_type)
         if packet is not None:
-            place = _place(captured)
-            self.assembler.add(packet, captured.time, place, self.packets)
+            where = place(captured)
+            self.assembler.add(packet, captured.time, where, self.packets)
         elif len(captured.data) < min(captured.length, _HEADERS):
             self._unreadable += 1
 
@@ -152,7 +152,7 @@ class Reading:
         )
 
 
-def _place(captured: pcapng.CapturedPacket) -> object:
+def place(captured: pcapng.CapturedPacket) -> object:
     """Return what tells apart the places at which one packet can be seen.
 
     A capture on all links ("any") has one interface; its header names the link.

@@ -22,9 +22,9 @@ KEEP = 16 * 1024
 """Octets kept of what each side says. EHLO, MAIL and some hundred RCPT commands of 60
 octets fit; ten thousand connections take 320 MiB at worst."""
 
-RECENT = 4096
+RECENT = 16384
 """Packets in which a second sight of one is looked for. Between two links of a machine
-lie microseconds; this many packets take a millisecond at the least."""
+lie microseconds, and between two blocks of a recorder some thousand packets."""
 
 _SEQUENCE = 2**32  # RFC 9293 section 3.4: sequence numbers count modulo 2**32
 
