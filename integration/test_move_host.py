@@ -9,45 +9,20 @@ import os
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from integration.labs import Lab, eventually
-from vnsmail.cli.app import app
+from integration.moves import ADDRESSES, call, second
 
 HOST = "alpha.example"
 USER = f"user@{HOST}"
 NEW = {"10.77.0.61", "fd77::61"}
-ADDRESSES = ("--address", "10.77.0.61/24", "--address", "fd77::61/64")
-SETTINGS = """
-[machine]
-name = "other.example"
-[worker]
-user = "65534"
-[queue]
-first_retry = 2
-[dns]
-servers = ["10.77.0.2"]
-timeout = 5
-"""
-
-
-def call(root: Path, *words: str) -> str:
-    """Run a command; returns its output, or what it complains of."""
-    done = CliRunner().invoke(app, ["--root", str(root), *words])
-    return str(done.exception) if done.exit_code else done.stdout
 
 
 @pytest.fixture(scope="module")
 def other(lab, tmp_path_factory):
     """The root of a second installation on the machine of the lab."""
-    root = tmp_path_factory.mktemp("other") / "root"
-    root.mkdir()
-    (root / "vnsmail.toml").write_text(SETTINGS)
-    code = "import sys; from vnsmail.cli.app import main; main()"
-    words = (lab.python, "-P", "-c", code, "--root", str(root))
-    lab.inside("machine", *words, "up", "--detach")
-    yield root
-    lab.inside("machine", *words, "down", check=False)
+    with second(lab, tmp_path_factory.mktemp("other") / "root") as root:
+        yield root
 
 
 def clients(lab: Lab, user: str) -> list[str]:

@@ -10,7 +10,9 @@ from vnsmail.supervisor.exposition import Facts, text
 
 NOW = 1_800_000_000.0
 ALPHA = OwnerReport("alpha.example", (), 3, 20, 5, NOW - 60, "")
-BETA = OwnerReport("beta.example", (), 0, 0, 0, None, "cannot send")
+BETA = OwnerReport(
+    "beta.example", (), 0, 0, 0, None, "cannot send", held="10.77.0.12 is missing"
+)
 
 
 def read(facts):
@@ -45,6 +47,8 @@ def test_everything():
         ("vnsmail_host_ok", "alpha.example"): 1,
         ("vnsmail_host_ok", "beta.example"): 0,
         ("vnsmail_host_ok", "gone.example"): 0,
+        ("vnsmail_host_source_missing", "alpha.example"): 0,
+        ("vnsmail_host_source_missing", "beta.example"): 1,
         ("vnsmail_sessions", "alpha.example"): 3,
         ("vnsmail_queue_messages", "alpha.example"): 20,
         ("vnsmail_queue_deferred_messages", "alpha.example"): 5,

@@ -87,6 +87,11 @@ def _owners(facts: Facts) -> Iterator[list[str]]:
         [({"host": owner}, owner not in troubled) for owner in everyone],
     )
     table: tuple[tuple[str, str, Callable[[OwnerReport], float]], ...] = (
+        (
+            "host_source_missing",
+            "1 if mail waits for an address or the network of a host, else 0.",
+            lambda r: bool(r.held),
+        ),
         ("sessions", "Sessions of SMTP that are open.", lambda r: r.sessions),
         ("queue_messages", "Messages in the queue.", lambda r: r.messages),
         (
