@@ -247,6 +247,60 @@ class Limits:
 NO_LIMITS = Limits()
 
 
+def server(text: str, what: str = "server") -> str:
+    """Return ``text`` as a name or ``[address]``, with or without ``:port``.
+
+    Raises:
+        BadInput: it is none.
+    """
+    text = text.strip().lower()
+    name, colon, port = text.rpartition(":")
+    if not colon or text.endswith("]"):
+        name, port = text, ""
+    if colon and name != text and not (port.isdecimal() and 0 < int(port) < 65536):
+        raise BadInput(what, text, "the port is a number from 1 to 65535")
+    if name.startswith("[") and name.endswith("]"):
+        ip_address(name[1:-1])
+    else:
+        name = domain_name(name, what)
+    return f"{name}:{port}" if port else name
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """The server that all of a host's mail for others leaves by (a smart host)."""
+
+    server: str
+    """Name or ``[address]``, with ``:port`` where it is not that of the settings."""
+    user: str = ""
+    """Who the host signs in as (RFC 4954); empty: it does not."""
+    password_file: str = ""
+    """Absolute path of the file with the password; empty: vnsmail keeps it."""
+
+
+def relay(server_name: str, user: str = "", password_file: str = "") -> Relay:
+    """Return a relay, checked.
+
+    Raises:
+        BadInput: there cannot be such a one.
+    """
+    found = Relay(server(server_name, "relay"), user, password_file)
+    if user and (len(user) > _LONGEST_USER or not user.isprintable()):
+        raise BadInput("relay user", user, "use up to 255 printable characters")
+    if user and found.server.startswith("["):
+        # Its certificate has to be for a name.
+        remedy = "to sign in, give the relay by name: its certificate is looked at"
+        raise BadInput("relay", found.server, remedy)
+    if password_file and not user:
+        raise BadInput("relay", found.server, "a password goes with a user")
+    if password_file and not password_file.startswith("/"):
+        raise BadInput("password file", password_file, "give its absolute path")
+    return found
+
+
+_LONGEST_USER = 255
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class SourceAddress:
     """An address a virtual host sends from, with the prefix length of its network."""
@@ -340,6 +394,8 @@ class VirtualHost:
     engine: Engine = Engine.NATIVE
     """What sends its mail; a real mail server runs in its context, with a queue of its
     own, and gets what its users send from ours."""
+    relay: Relay | None = None
+    """Where its mail for others goes; None: where DNS and the settings say."""
 
     @property
     def says(self) -> HostName:

@@ -10,6 +10,7 @@ root keeps everything below one folder.
     /var/lib/vnsmail/hosts/HOST/      DIR/hosts/HOST/       queue.db, body/, mail/USER/
     /var/lib/vnsmail/tls/HOST/        DIR/tls/HOST/         certificates and keys
     /var/lib/vnsmail/dkim/HOST/       DIR/dkim/HOST/        DKIM keys, root's alone
+    /var/lib/vnsmail/relay/HOST/      DIR/relay/HOST/       password for its relay, root's alone
     /var/lib/vnsmail/machine/         DIR/machine/          queue.db of the machine
     /run/vnsmail/                     DIR/run/              control socket, pid, log
     /var/log/vnsmail/events.jsonl     DIR/log/events.jsonl  what became of each message
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from pydantic_core import CoreSchema, ErrorDetails
 
 from vnsmail.errors import BadInput, SettingsError, StateUnusable
-from vnsmail.model import MACHINE, Owner, domain_name, ip_address
+from vnsmail.model import MACHINE, Owner, Relay, domain_name, relay, server
 
 _LONGEST_SHOWN = 80
 """Characters of a wrong value that are shown; it may be a whole table."""
@@ -110,6 +111,11 @@ class Layout:
     def engines(self) -> Path:
         """Folder with a folder for each host whose engine is not ours."""
         return self.state / "engines"
+
+    @property
+    def relay(self) -> Path:
+        """Folder with the passwords that hosts sign in at relays with; root's alone."""
+        return self.state / "relay"
 
     def owner_folder(self, owner: Owner) -> Path:
         """Return the folder with the queue and mailboxes of a host or the machine."""
@@ -235,11 +241,37 @@ def _own_name() -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class RelaySettings(_Table):
+    """[machine.relay]: the server that the machine's mail for others leaves by."""
+
+    server: str
+    """Name with or without ``:port``."""
+    user: str = ""
+    """Who the machine signs in as; empty: it does not."""
+    password_file: str = ""
+    """File with the password, which nobody but root may read."""
+
+    def __post_init__(self) -> None:
+        try:
+            _ = self.value
+        except BadInput as error:
+            raise ValueError(error.remedy) from None
+        if self.user and not self.password_file:
+            raise ValueError("give the password_file too")
+
+    @property
+    def value(self) -> Relay:
+        return relay(self.server, self.user, self.password_file)
+
+
+@dataclass(frozen=True, slots=True)
 class MachineSettings(_Table):
     """[machine]: the machine's own mail."""
 
     name: Annotated[str, _Checked(_machine_name)] = field(default_factory=_own_name)
     """Name the machine gives in EHLO; the default asks the system."""
+    relay: RelaySettings | None = None
+    """Where its mail for others goes; without it where DNS says."""
 
 
 def _address(text: str) -> str:
@@ -393,12 +425,7 @@ def _relay(text: str) -> str:
     text = text.strip().lower()
     if text.startswith(LMTP):
         return LMTP + _store(text.removeprefix(LMTP))
-    name, colon, port = text.rpartition(":")
-    if not colon or text.endswith("]"):
-        name, port = text, ""
-    if name == "mx" and not port:
-        return name
-    return _host_and_port(name, port)
+    return text if text == "mx" else _host_and_port(text)
 
 
 def _store(text: str) -> str:
@@ -413,20 +440,14 @@ def _store(text: str) -> str:
         raise ValueError("give a port too, as lmtp:HOST:PORT: LMTP has none of its own")
     if port == "25":
         raise ValueError("port 25 is for SMTP (RFC 2033 section 5): give another one")
-    return _host_and_port(name, port)
+    return _host_and_port(text)
 
 
-def _host_and_port(name: str, port: str) -> str:
-    if port and not (port.isdecimal() and 0 < int(port) < 65536):
-        raise ValueError("the port is a number from 1 to 65535")
-    if name.startswith("[") and name.endswith("]"):
-        try:
-            ip_address(name[1:-1])
-        except BadInput as error:
-            raise ValueError(error.remedy) from None
-    else:
-        name = _domain_key(name)
-    return f"{name}:{port}" if port else name
+def _host_and_port(text: str) -> str:
+    try:
+        return server(text)
+    except BadInput as error:
+        raise ValueError(error.remedy) from None
 
 
 DomainKey = Annotated[str, _Checked(_domain_key)]

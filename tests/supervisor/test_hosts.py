@@ -15,7 +15,7 @@ from vnsmail.errors import (
 )
 from vnsmail.model import HostName, User
 from vnsmail.net import names
-from vnsmail.settings import layout
+from vnsmail.settings import MachineSettings, layout
 from vnsmail.supervisor import hosts as module
 from vnsmail.supervisor.control import CreateHost, DestroyHost, Planned
 from vnsmail.supervisor.folders import prepare, remove_owner
@@ -641,7 +641,7 @@ async def test_refresh_without_a_worker(root):
 
 def test_the_machine(tmp_path):
     """It is served unbound, listens nowhere, and every local part is a user."""
-    service = machine_service(layout(tmp_path), "box.example")
+    service = machine_service(layout(tmp_path), MachineSettings(name="box.example"))
     facts = service.facts
 
     assert ("machine", "box.example", (), ("box.example",)) == (

@@ -212,6 +212,7 @@ def _described(host: VirtualHost) -> dict[str, object]:
         "source_check": host.source_check.value,
         "authentication": host.authentication.value,
         "public_addresses": [str(each) for each in host.public_addresses],
+        "relay": host.relay and asdict(host.relay),
         "limits": {k: n for k, n in asdict(host.limits).items() if n is not None},
         "suspended": host.suspended,
     }

@@ -182,7 +182,7 @@ def resume(
     changes: dict[str, Value] = {"suspended": False}
     request = control.ChangeHost(name, changes, dry_run=dry_run, force=force)
     answer = client.ask(layout_of(context), request, control.Changed)
-    _show(answer, name, request, json)
+    show_change(answer, name, request, json)
 
 
 @app.command("set-engine")
@@ -220,7 +220,9 @@ def add_address(
     request = control.ChangeAddresses(
         name, add=tuple(addresses), dry_run=dry_run, no_probe=no_probe
     )
-    _show(client.ask(layout_of(context), request, control.Changed), name, request, json)
+    show_change(
+        client.ask(layout_of(context), request, control.Changed), name, request, json
+    )
 
 
 @address.command("remove")
@@ -245,7 +247,7 @@ def remove_address(
     patience = max(drain, 0) + LONGER
     layout = layout_of(context)
     answer = client.ask(layout, request, control.Changed, patience=patience)
-    _show(answer, name, request, json)
+    show_change(answer, name, request, json)
 
 
 @app.command()
@@ -269,7 +271,7 @@ def rename(
     keep = not drop_domain
     request = control.RenameHost(name, new_name, keep_domain=keep, dry_run=dry_run)
     answer = client.ask(layout_of(context), request, control.Changed)
-    _show(answer, name, request, json)
+    show_change(answer, name, request, json)
 
 
 @app.command()
@@ -382,15 +384,16 @@ def _change(
     layout: Layout, name: str, changes: dict[str, Value], *, dry_run: bool, json: bool
 ) -> None:
     request = control.ChangeHost(name, changes, dry_run=dry_run)
-    _show(client.ask(layout, request, control.Changed), name, request, json)
+    show_change(client.ask(layout, request, control.Changed), name, request, json)
 
 
-def _show(
+def show_change(
     answer: control.Changed,
     name: str,
     request: control.ChangeHost | control.ChangeAddresses | control.RenameHost,
     json: bool,
 ) -> None:
+    """Write what a change of a host came to."""
     if json:
         as_json(
             {

@@ -94,7 +94,9 @@ COMMANDS = {
             "add_help_option": False,
         },
     ),
-    "host": Late("host_move:app", "Create, look at, change and destroy virtual hosts."),
+    "host": Late(
+        "host_relay:app", "Create, look at, change and destroy virtual hosts."
+    ),
     "user": Late("user:app", "Users of virtual hosts."),
     "alias": Late(
         "alias:app", "Addresses whose mail goes to others, here or elsewhere."

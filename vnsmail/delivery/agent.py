@@ -27,7 +27,13 @@ from typing import TypeAlias
 from vnsmail.broker.client import SourceSocket
 from vnsmail.delivery import outcomes as say
 from vnsmail.delivery.attempt import Attempts
-from vnsmail.delivery.connection import Connection, Sockets, Told, connect
+from vnsmail.delivery.connection import (
+    Connection,
+    SignInFailed,
+    Sockets,
+    Told,
+    connect,
+)
 from vnsmail.delivery.facts import AgentFacts
 from vnsmail.delivery.lanes import Flight, Record
 from vnsmail.delivery.limits import allowed
@@ -173,6 +179,8 @@ class DeliveryAgent:
         self._running = False
         self._ended = asyncio.Event()
         self._queue_problem = ""
+        self._relay_problem = facts.relay.problem if facts.relay else ""
+        """Why a relay takes nothing of the owner, which is for people to mend."""
         self._queue = queue
 
     # What others ask -------------------------------------------------------------------
@@ -180,7 +188,7 @@ class DeliveryAgent:
     @property
     def problem(self) -> str:
         """Why mail does not flow now, for people; empty if it does."""
-        return self._queue_problem or self.held
+        return self._queue_problem or self.held or self._relay_problem
 
     @property
     def held(self) -> str:
@@ -273,12 +281,16 @@ class DeliveryAgent:
         """
         sources = facts.sources or facts.addresses
         gone = (self._facts.addresses | facts.addresses) - sources
+        other_way = facts.relay != self._facts.relay
         self._facts = facts
         self._settler.facts = facts
         self._traffic.facts = facts
         self._pool.leave(map(str, gone), map(str, sources))
         self._attempts.update(facts)
         self._pool.allow(facts.connections)
+        if other_way:
+            self._relay_problem = facts.relay.problem if facts.relay else ""
+            self.look_again([lane.name for lane in self._traffic.lanes])
         self._sources.hurry()
 
     async def left(self, addresses: AbstractSet[str]) -> None:
@@ -511,7 +523,7 @@ class DeliveryAgent:
         self, hop: Hop, on_gone: Callable[[Connection], None]
     ) -> Connection:
         try:
-            return await connect(
+            made = await connect(
                 hop,
                 self._facts,
                 self._sources,
@@ -520,9 +532,15 @@ class DeliveryAgent:
                 self.tls,
                 self._told,
             )
+        except SignInFailed as error:
+            self._relay_problem = str(error)
+            raise
         except MISSING as error:
             self._sources.lost(hop.family, error)
             raise
+        if hop.login is not None:
+            self._relay_problem = ""
+        return made
 
 
 def _loop_time() -> float:

@@ -67,7 +67,7 @@ class Attempts:
         self._pool = pool
         self._resolver = resolver
         self._settings = settings
-        self._rules = rules_of(settings, facts.owner)
+        self._rules = rules_of(settings, facts)
         self._rates = Rates()
         self._shuffle = shuffle
         self._pause = pause
@@ -76,6 +76,7 @@ class Attempts:
     def update(self, facts: AgentFacts) -> None:
         """Use changed facts from the next attempt on."""
         self._facts = facts
+        self._rules = rules_of(self._settings, facts)
         self._routes.clear()
 
     async def attempt(
@@ -134,13 +135,19 @@ class Attempts:
         known = self._routes.get(domain)
         if known is not None and known[0] > now:
             return known[1]
+        relay = self._rules.relay(domain) or ""
+        own = self._facts.relay
+        login = own.login if own is not None and own.server == relay else None
+        if own is not None and own.server == relay and own.problem:
+            return say.not_signed_in(own.problem, relay)
         hops = await route(
             domain, self._facts, self._resolver, self._shuffle, self._rules
         )
+        if not isinstance(hops, Outcome) and login is not None:
+            hops = tuple(replace(hop, login=login) for hop in hops)
         secured = self._security is not None and not self._facts.engine
         if not isinstance(hops, Outcome) and secured:
             assert self._security is not None  # noqa: S101  see the line above
-            relay = self._rules.relay(domain) or ""
             try:
                 hops = await self._security.protect(domain, hops, relay)
             except (SourceUnavailable, BrokerGone, BrokerRefused) as error:
@@ -211,10 +218,12 @@ def _said_421(reply: Reply) -> bool:
     return reply.code == GOING_AWAY and reply.enhanced not in {LOST, "4.5.0"}
 
 
-def rules_of(settings: DeliverySettings, owner: str) -> RouteRules:
+def rules_of(settings: DeliverySettings, facts: AgentFacts) -> RouteRules:
     """Return the routes of one owner: what is said of it goes before the general."""
-    host = settings.host.get(owner)
-    own = host.route if host is not None else {}
+    host = settings.host.get(facts.owner)
+    own = dict(host.route) if host is not None else {}
+    if facts.relay is not None:
+        own["*"] = facts.relay.server
     return RouteRules({**settings.route, **own}, settings.loopback)
 
 

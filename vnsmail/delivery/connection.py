@@ -31,6 +31,7 @@ from vnsmail.smtp.client_session import (
     Disconnected,
     Event,
     NoTls,
+    NotSignedIn,
     Ready,
     Refused,
     StartTls,
@@ -54,6 +55,9 @@ SOURCE_ERRORS = {errno.EADDRNOTAVAIL, errno.EINVAL}
 """What connect(2) on a bound socket says when its address is gone from the machine
 (EINVAL for IPv4), or when all ports of the address are in use (ip(7))."""
 
+
+SUBMISSIONS = 465
+"""Port where TLS is spoken from the beginning (RFC 8314 section 3.3)."""
 
 LOST = "4.4.2"
 """Status of a reply that no remote gave: the connection broke (RFC 3463: X.4.2)."""
@@ -81,6 +85,19 @@ class ConnectionFailed(VnsmailError):
 
     def __str__(self) -> str:
         return f"cannot send by {self.outcome.remote}: {self.outcome.text}"
+
+
+class SignInFailed(ConnectionFailed):
+    """A relay does not let the owner sign in."""
+
+
+def _signing(hop: Hop, reply: Reply) -> Outcome:
+    user = hop.login.user if hop.login else ""
+    text = (
+        f"the relay does not let {user!r} sign in: {reply.code} {reply.enhanced} "
+        f"{reply.text}; see `vnsmail host relay`"
+    )
+    return say.not_signed_in(text, str(hop))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +139,14 @@ class Connection(asyncio.Protocol):
         self.gone = asyncio.get_running_loop().create_future()
         self._timeouts = timeouts
         self._on_gone = on_gone
-        self._session = ClientSession(helo, _wish(step), lmtp=hop.lmtp)
+        self._session = ClientSession(
+            helo,
+            _wish(step),
+            lmtp=hop.lmtp,
+            implicit=hop.port == SUBMISSIONS and step.check is not Check.PLAIN,
+            sign_in=hop.login,
+            plain=step.check in {Check.NAME, Check.DANE},
+        )
         self._transport: asyncio.Transport | None = None
         self._events: deque[Event] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -147,6 +171,7 @@ class Connection(asyncio.Protocol):
         """Wait for the greeting, for TLS, and for the answer to EHLO.
 
         Raises:
+            SignInFailed: it does not let us sign in.
             ConnectionFailed: the remote does not want us, or is gone.
             TlsFailed: there is no TLS with it, or not with the one that is meant.
         """
@@ -161,6 +186,8 @@ class Connection(asyncio.Protocol):
                 return
             case NoTls(text=text):
                 raise TlsFailed(text, "starttls-not-supported")
+            case NotSignedIn(reply=reply):
+                raise SignInFailed(_signing(self.hop, reply))
             case Refused(reply=reply):
                 outcome = say.unwelcome(
                     say.from_reply(reply, str(self.hop), self.source)

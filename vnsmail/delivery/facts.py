@@ -4,6 +4,19 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from vnsmail.model import Family, IPAddress, Owner
+from vnsmail.sasl.client import Login
+
+
+@dataclass(frozen=True, slots=True)
+class RelayFacts:
+    """The server that an owner's mail for others leaves by."""
+
+    server: str
+    """As settings.DeliverySettings.route has it."""
+    login: Login | None = None
+    """Who signs in there; None: nobody has to."""
+    problem: str = ""
+    """Why nobody can sign in though somebody has to; then nothing is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +38,8 @@ class AgentFacts:
 
     engine: str = ""
     """What takes mail for others in our place (model.Engine); empty: nothing does."""
+    relay: RelayFacts | None = None
+    """Where mail for others goes; None: where DNS and the settings say."""
 
     @property
     def families(self) -> frozenset[Family]:

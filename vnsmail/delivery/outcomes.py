@@ -79,6 +79,14 @@ def no_tls(problem: str, remote: str) -> Outcome:
     return replace(deferred(454, "4.7.5", problem, remote), unreachable=True)
 
 
+def not_signed_in(problem: str, remote: str) -> Outcome:
+    """Return the outcome when a relay does not let the owner sign in.
+
+    Whatever it said, it is for the postmaster here to mend, so the mail waits.
+    """
+    return replace(deferred(454, "4.7.8", problem, remote), unreachable=True)
+
+
 def unwelcome(outcome: Outcome) -> Outcome:
     """Return what a server said that does not want us, whatever the message."""
     return replace(outcome, unreachable=outcome.verdict is Verdict.DEFERRED)

@@ -17,6 +17,7 @@ from vnsmail.delivery.facts import AgentFacts
 from vnsmail.errors import ResolveError
 from vnsmail.model import Family, IPAddress, Outcome
 from vnsmail.resolve.resolver import MailExchanger, NullMx
+from vnsmail.sasl.client import Login
 from vnsmail.settings import LMTP
 from vnsmail.tls.policy import NO_TLS, HopTls
 
@@ -56,6 +57,8 @@ class Hop:
     """Of the recipients that it is asked for; others may be asked for as well."""
     tls: HopTls = field(default=NO_TLS, compare=False)
     """How it is to be spoken to (delivery/security.py)."""
+    login: Login | None = field(default=None, compare=False)
+    """Who signs in there."""
 
     @property
     def family(self) -> Family:
@@ -64,7 +67,8 @@ class Hop:
     @property
     def pool(self) -> str:
         """Which connections can be used for it: those of its site, of the same rules."""
-        return f"{self.site or self.address} {self.tls.key}".rstrip()
+        login = f" {self.login.key}" if self.login else ""
+        return f"{self.site or self.address} {self.tls.key}{login}".rstrip()
 
     def __str__(self) -> str:
         return f"{self.name} [{self.address}]"

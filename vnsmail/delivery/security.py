@@ -24,6 +24,11 @@ from vnsmail.tls.sts import Policy
 SMTP_PORT = 25
 
 
+def name_of(relay: str) -> str:
+    """Return the name of a relay without its port."""
+    return relay.rpartition(":")[0] or relay
+
+
 class Secured(Protocol):
     """Who knows what DNSSEC vouches for; vnsmail.resolve.resolver.Resolver."""
 
@@ -51,8 +56,25 @@ class TlsRules:
     settings: DeliverySettings
     owner: str
 
-    def level(self, domain: str, relay: str = "") -> Level:
-        """Return the level of a destination: that of its relay's name if it has one."""
+    def level(self, domain: str, relay: str = "", *, login: bool = False) -> Level:
+        """Return the level of a destination: that of its relay's name if it has one.
+
+        Where somebody signs in, the server proves who it is, unless the settings want
+        ``encrypt`` of that very relay; then no mechanism tells it the password.
+        """
+        level = self._level(domain, relay)
+        weak = {Level.NONE, Level.MAY}
+        if Level.ENCRYPT.value not in self._said_of(relay):
+            weak.add(Level.ENCRYPT)
+        return Level.VERIFY if login and level in weak else level
+
+    def _said_of(self, relay: str) -> set[str]:
+        host = self.settings.host.get(self.owner)
+        own = host.tls.destination if host is not None else {}
+        found = own.get(relay) or self.settings.tls.destination.get(relay)
+        return {found} if found else set()
+
+    def _level(self, domain: str, relay: str) -> Level:
         host = self.settings.host.get(self.owner)
         names = [domain, *([relay] if relay else [])]
         if host is not None:
@@ -110,7 +132,8 @@ class Security:
             SourceUnavailable, BrokerGone, BrokerRefused: a policy could not be asked for,
                 as the owner's address is missing.
         """
-        level = self.rules.level(domain, relay.rpartition(":")[0] or relay)
+        login = any(hop.login is not None for hop in hops)
+        level = self.rules.level(domain, name_of(relay), login=login)
         plain_after = self.rules.settings.tls.plain_after_failure
         raised = level in {Level.MAY, Level.ENCRYPT} and not domain.startswith("[")
         policy = None

@@ -21,7 +21,13 @@ from typing import TypeAlias
 from pydantic import ValidationError
 
 from vnsmail import model
-from vnsmail.directory.hosts_table import HostsFile, HostTable, LimitsTable, schema
+from vnsmail.directory.hosts_table import (
+    HostsFile,
+    HostTable,
+    LimitsTable,
+    RelayTable,
+    schema,
+)
 from vnsmail.directory.toml_lines import Path, dotted, find_lines, nearest, quoted
 from vnsmail.errors import BadInput, VnsmailError
 from vnsmail.model import (
@@ -176,7 +182,10 @@ def _invalid(error: ValidationError, lines: Mapping[Path, int]) -> Iterator[Prob
 def _known(path: tuple[int | str, ...]) -> Iterable[str]:
     if len(path) == 1:
         return HostsFile.model_fields
-    return (LimitsTable if "limits" in path[2:-1] else HostTable).model_fields
+    for key, table in (("limits", LimitsTable), ("relay", RelayTable)):
+        if key in path[2:-1]:
+            return table.model_fields
+    return HostTable.model_fields
 
 
 def _conflicts(declaration: Declaration) -> Iterator[Problem]:
@@ -255,6 +264,9 @@ def _conflicts_within(
         if resolver in table.resolvers[:number]:
             text = f"'{resolver}': it is given twice"
             yield declaration.problem(host, text, "resolvers", number)
+    if table.relay is not None and table.engine is not Engine.NATIVE:
+        text = "an engine sends by itself; a relay is of the native one"
+        yield declaration.problem(host, text, "relay")
     yield from _misfits_of_context(declaration, host)
     yield from _misfits_of_nat(declaration, host)
 
@@ -307,7 +319,7 @@ def write(hosts: Iterable[tuple[VirtualHost, tuple[str, ...]]]) -> str:
     return HEAD + "".join(_table(host, users) for host, users in ordered)
 
 
-Value: TypeAlias = str | int | bool | list[str] | dict[str, int]
+Value: TypeAlias = str | int | bool | list[str] | Mapping[str, int | str]
 """What a key of the file can have, as we write it."""
 
 
@@ -331,6 +343,7 @@ def entries(host: VirtualHost, users: tuple[str, ...]) -> dict[str, Value]:
     check = host.source_check
     authentication = host.authentication
     limits = {key: n for key, n in asdict(host.limits).items() if n is not None}
+    relay = {} if host.relay is None else asdict(host.relay)
     optional: dict[str, Value | None] = {
         "mtu": host.mtu,
         "vlan": host.vlan,
@@ -341,6 +354,8 @@ def entries(host: VirtualHost, users: tuple[str, ...]) -> dict[str, Value]:
             None if authentication is Authentication.MARK else authentication.value
         ),
         "limits": limits,
+        # The password is never in the file.
+        "relay": {key: text for key, text in relay.items() if text},
         "suspended": host.suspended,
     }
     found |= {key: value for key, value in optional.items() if value}
@@ -357,11 +372,14 @@ def _table(host: VirtualHost, users: tuple[str, ...]) -> str:
 def _written(value: Value) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, dict):
-        return f"{{ {', '.join(f'{key} = {n}' for key, n in value.items())} }}"
     if isinstance(value, list):
         return _array(value)
-    return quoted(value) if isinstance(value, str) else str(value)
+    if isinstance(value, str):
+        return quoted(value)
+    if isinstance(value, Mapping):
+        pairs = (f"{key} = {_written(each)}" for key, each in value.items())
+        return f"{{ {', '.join(pairs)} }}"
+    return str(value)
 
 
 def _array(values: list[str]) -> str:

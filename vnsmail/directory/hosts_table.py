@@ -6,9 +6,16 @@ to write; what two keys or two hosts have to do with each other is in declaratio
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
 
 from vnsmail import model
 from vnsmail.errors import BadInput
@@ -19,6 +26,7 @@ from vnsmail.model import (
     HostName,
     IPAddress,
     Limits,
+    Relay,
     SourceAddress,
     SourceCheck,
     Uplink,
@@ -106,6 +114,47 @@ class LimitsTable(BaseModel):
         return Limits(self.messages_per_hour, self.connections, self.queue_bytes)
 
 
+class RelayTable(BaseModel):
+    """The server that all mail for others leaves by."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    server: Annotated[
+        str,
+        *_words(
+            model.server,
+            "Name or [address] of the relay, with its port unless it is that of the "
+            "settings. At port 465 TLS is spoken from the beginning.",
+            "smtp.relay.example:587",
+            "smtp.relay.example:465",
+        ),
+    ]
+    user: str = Field(
+        "",
+        strict=True,
+        description="Who signs in there; only within TLS, at a server that has proven "
+        "who it is. The password is given with `vnsmail host relay`, or in a file.",
+    )
+    password_file: str = Field(
+        "",
+        strict=True,
+        description="Absolute path of a file with the password, which nobody but root "
+        "may read; without it vnsmail keeps the password.",
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        try:
+            _ = self.value
+        except BadInput as error:
+            raise ValueError(error.remedy) from None
+        return self
+
+    @property
+    def value(self) -> Relay:
+        return model.relay(self.server, self.user, self.password_file)
+
+
 class HostTable(BaseModel):
     """A virtual host."""
 
@@ -184,6 +233,11 @@ class HostTable(BaseModel):
     limits: LimitsTable = Field(
         default_factory=LimitsTable,
         description="What it may use; without it as much as there is.",
+    )
+    relay: RelayTable | None = Field(
+        None,
+        description="The server that its mail for others leaves by (a smart host); "
+        "without it where DNS and the settings say.",
     )
     suspended: bool | None = Field(
         None,

@@ -32,6 +32,7 @@ from vnsmail.model import (
     HostName,
     IPAddress,
     Limits,
+    Relay,
     SourceAddress,
     SourceCheck,
     Uplink,
@@ -132,6 +133,16 @@ CREATE TABLE login (
 """What version 2 did not have. A sender is an address that a user may send as besides
 its own; the secret is what answers for users who are not there are made of."""
 
+SINCE_4 = """
+CREATE TABLE relay (
+    host TEXT PRIMARY KEY REFERENCES host ON DELETE CASCADE,
+    server TEXT NOT NULL,
+    user TEXT NOT NULL,
+    password_file TEXT NOT NULL
+) STRICT;
+"""
+"""What version 3 did not have. A password is never in here."""
+
 MIGRATIONS = {
     1: """
 ALTER TABLE host ADD COLUMN mtu INTEGER;
@@ -155,11 +166,12 @@ ALTER TABLE host ADD COLUMN renamed_from TEXT;
     + SINCE_3,
     3: """
 ALTER TABLE host ADD COLUMN engine TEXT NOT NULL DEFAULT 'native';
-""",
+"""
+    + SINCE_4,
 }
 """What turns the tables of a version into those of the next."""
 
-SCHEMA += SINCE_2 + SINCE_3
+SCHEMA += SINCE_2 + SINCE_3 + SINCE_4
 
 State = Literal["creating", "active", "destroying"]
 
@@ -167,7 +179,7 @@ _FACTS = (
     "context, link, uplink, mtu, vlan, source_check, suspended,"
     " messages_per_hour, connections, queue_bytes, helo, authentication, engine"
 )
-_OF_A_HOST = ("address", "gateway", "resolver", "public_address", "domain")
+_OF_A_HOST = ("address", "gateway", "resolver", "public_address", "domain", "relay")
 """The tables of what a host has, but for people."""
 
 
@@ -252,6 +264,7 @@ class DirectoryReader(PeopleReader, LoginsReader, MovesReader):
             helo=HostName(helo) if helo else None,
             authentication=Authentication(authentication),
             engine=Engine(engine),
+            relay=self._relay(name),
         )
 
     def being_destroyed(self) -> tuple[HostName, ...]:
@@ -315,6 +328,11 @@ class DirectoryReader(PeopleReader, LoginsReader, MovesReader):
         return tuple((HostName(old), HostName(new)) for old, new in rows)
 
     # Within ---------------------------------------------------------------------
+
+    def _relay(self, host: HostName) -> Relay | None:
+        columns = "server, user, password_file"
+        rows = self._rows(f"SELECT {columns} FROM relay WHERE host=?", host)  # noqa: S608  words of ours
+        return Relay(*rows[0]) if rows else None
 
     def _listed(self, table: str, host: HostName) -> tuple[IPAddress, ...]:
         rows = self._rows(
@@ -499,6 +517,11 @@ class Directory(DirectoryReader, People, Logins, Moves):
             f" (state, {_FACTS}) = (excluded.state, {_excluded(_FACTS)})",
             (host.name, state, *facts),
         )
+        if (relay := host.relay) is not None:
+            execute(
+                "INSERT INTO relay VALUES (?, ?, ?, ?)",
+                (host.name, relay.server, relay.user, relay.password_file),
+            )
         for position, each in enumerate(host.addresses):
             execute(
                 "INSERT INTO address VALUES (?, ?, ?, ?)",

@@ -20,6 +20,7 @@ from vnsmail.broker.client import SocketClient, SourceSocket
 from vnsmail.delivery import outcomes as say
 from vnsmail.delivery.agent import AgentFacts, DeliveryAgent
 from vnsmail.delivery.attempt import rules_of
+from vnsmail.delivery.facts import RelayFacts
 from vnsmail.delivery.shares import Shares
 from vnsmail.engines.authenticity import Authenticity
 from vnsmail.engines.counters import Counters
@@ -67,6 +68,7 @@ from vnsmail.queue.envelope import (
 from vnsmail.queue.queue import Queue
 from vnsmail.resolve.backend import OpenSocket
 from vnsmail.resolve.resolver import Resolver
+from vnsmail.sasl.client import Login
 from vnsmail.settings import Settings
 from vnsmail.smtp.address import Mailbox, parse_mailbox
 
@@ -393,7 +395,7 @@ class OwnerService:
         facts, servers = self._facts, self._asked(self._facts)[1]
         local, resolver = self._rules.local, self._resolver
         agent = _agent_facts(facts)
-        rules = rules_of(self._settings.delivery, self._facts.owner)
+        rules = rules_of(self._settings.delivery, agent)
         domain = address.rpartition("@")[2].lower()
         tls = await self._protection.told_of(domain, rules.relay(domain) or "")
         return await explained(
@@ -736,7 +738,16 @@ def _agent_facts(facts: OwnerFacts) -> AgentFacts:
         sources=_sources(facts),
         connections=facts.limits.connections,
         engine=facts.engine,
+        relay=_relay(facts),
     )
+
+
+def _relay(facts: OwnerFacts) -> RelayFacts | None:
+    told = facts.relay
+    if told is None:
+        return None
+    login = Login(told.user, told.password) if told.password else None
+    return RelayFacts(told.server, login, told.problem)
 
 
 def _sources(facts: OwnerFacts) -> frozenset[IPAddress]:

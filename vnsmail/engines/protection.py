@@ -25,7 +25,7 @@ from vnsmail.delivery.facts import AgentFacts
 from vnsmail.delivery.fetch import fetch_policy
 from vnsmail.delivery.mta_sts import PolicyStore
 from vnsmail.delivery.route import Hop
-from vnsmail.delivery.security import Security, TlsRules
+from vnsmail.delivery.security import Security, TlsRules, name_of
 from vnsmail.engines.protocol import OwnerFacts
 from vnsmail.errors import BrokerGone
 from vnsmail.log import logger
@@ -92,7 +92,9 @@ class Protection:
 
     async def told_of(self, domain: str, relay: str) -> str:
         """Say how the servers of a destination are spoken to."""
-        words = TLS[self._rules.level(domain, relay.rpartition(":")[0] or relay)]
+        own = self.facts.relay if self.facts is not None else None
+        login = own is not None and own.server == relay and own.login is not None
+        words = TLS[self._rules.level(domain, name_of(relay), login=login)]
         if not relay and (kept := await self._policies.kept(domain)):
             words += f"; MTA-STS: {kept.mode}, {', '.join(kept.mx)}"
         return words

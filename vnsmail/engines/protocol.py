@@ -62,6 +62,20 @@ class Certificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"Certificate({self.name!r}, …)"
 
 
+class RelayLogin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The server that an owner's mail for others leaves by."""
+
+    server: str
+    user: str = ""
+    """Who the owner signs in as; empty: it does not."""
+    password: str = ""
+    problem: str = ""
+    """Why there is no password, though there is a user."""
+
+    def __repr__(self) -> str:
+        return f"RelayLogin({self.server!r}, {self.user!r}, …)"
+
+
 class OwnerFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a worker must know of a virtual host, or of the machine, to serve it."""
 
@@ -99,6 +113,8 @@ class OwnerFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Name servers of its own, asked from its own address; none: those of vnsmail."""
     engine: str = ""
     """What takes its mail for others (model.Engine); empty: its worker sends it."""
+    relay: RelayLogin | None = None
+    """Where its mail for others goes; None: where DNS and the settings say."""
 
     def __repr__(self) -> str:
         # It has what proves who users are, and a secret.

@@ -3,10 +3,10 @@
 Rules of this file: values only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from vnsmail.model import DsnRequest, Ret
 from vnsmail.smtp.replies import Reply
@@ -20,6 +20,28 @@ class Wish(Enum):
     """Where the server offers it."""
     ALWAYS = auto()
     """Or it does not go on."""
+
+
+class SaslExchange(Protocol):
+    """One attempt to sign in; vnsmail.sasl.client makes them."""
+
+    @property
+    def mechanism(self) -> str: ...
+
+    @property
+    def satisfied(self) -> bool: ...
+
+    def first(self) -> bytes | None: ...
+
+    def respond(self, challenge: bytes) -> bytes | None: ...
+
+
+class SignIn(Protocol):
+    """Who signs in: vnsmail.sasl.client.Login."""
+
+    def begin(
+        self, offered: Collection[str], *, plain: bool
+    ) -> SaslExchange | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +85,14 @@ class NoTls:
 
 
 @dataclass(frozen=True, slots=True)
+class NotSignedIn:
+    """The server does not let us sign in; nothing is sent to it."""
+
+    reply: Reply
+    """Its own, or one that we made up."""
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """The server does not want us: its greeting, its answer to hello, or 421."""
 
@@ -93,5 +123,12 @@ class Disconnected:
 
 
 Event: TypeAlias = (
-    Ready | StartTls | NoTls | Refused | BodyWanted | TransactionFinished | Disconnected
+    Ready
+    | StartTls
+    | NoTls
+    | NotSignedIn
+    | Refused
+    | BodyWanted
+    | TransactionFinished
+    | Disconnected
 )

@@ -29,15 +29,29 @@ from vnsmail.smtp.client_events import (
     Disconnected,
     Event,
     NoTls,
+    NotSignedIn,
     Ready,
     Refused,
+    SaslExchange,
+    SignIn,
     StartTls,
     Transaction,
     TransactionFinished,
     Wish,
 )
 from vnsmail.smtp.client_work import Work, prepare
-from vnsmail.smtp.commands import Data, Ehlo, Helo, Quit, Rset, Starttls, encode
+from vnsmail.smtp.commands import (
+    Auth,
+    Data,
+    Ehlo,
+    Helo,
+    Quit,
+    Rset,
+    Starttls,
+    decode_base64,
+    encode,
+    encode_base64,
+)
 from vnsmail.smtp.errors import SmtpProtocolError
 from vnsmail.smtp.replies import Reply, ReplyParser
 
@@ -47,6 +61,7 @@ __all__ = [
     "Disconnected",
     "Event",
     "NoTls",
+    "NotSignedIn",
     "Ready",
     "Refused",
     "StartTls",
@@ -66,6 +81,19 @@ _RSET = encode(Rset())
 _QUIT = encode(Quit())
 _STARTTLS = encode(Starttls())
 
+CONTINUE = 334
+"""The server wants an answer (RFC 4954 section 4)."""
+
+MAX_LINE = 512
+"""Octets of a command line (RFC 5321 section 4.5.3.1.4)."""
+
+_IN_PLAIN = Reply(454, ("nobody signs in without TLS",), "4.7.4")
+_CALLED_OFF = Reply(
+    454, ("signing in was called off: what the server said is wrong",), "4.7.0"
+)
+_UNPROVEN = Reply(
+    454, ("the server has not proven that it knows the password",), "4.7.0"
+)
 _NOBODY = Reply(554, ("there is nobody to send to",), "5.5.1")
 
 
@@ -100,6 +128,7 @@ class _Step(IntEnum):
     EHLO = auto()
     HELO = auto()
     STARTTLS = auto()
+    AUTH = auto()
     MAIL = auto()
     RCPT = auto()
     DATA = auto()
@@ -123,14 +152,31 @@ class ClientSession:
         helo_name: how we call ourselves: a domain name or an address literal.
         tls: whether STARTTLS (RFC 3207) is said.
         lmtp: the server speaks LMTP.
+        implicit: TLS is there from the beginning (RFC 8314 section 3.3); a handshake is
+            the first that is asked for.
+        sign_in: who signs in (RFC 4954), always within TLS; None: nobody.
+        plain: the server will have proven who it is, and may see a password.
 
     Raises:
         SmtpSyntaxError: it is neither.
     """
 
     def __init__(
-        self, helo_name: str, tls: Wish = Wish.NEVER, *, lmtp: bool = False
+        self,
+        helo_name: str,
+        tls: Wish = Wish.NEVER,
+        *,
+        lmtp: bool = False,
+        implicit: bool = False,
+        sign_in: SignIn | None = None,
+        plain: bool = False,
     ) -> None:
+        self._sign_in = sign_in
+        self._plain = plain
+        self._exchange: SaslExchange | None = None
+        self._unsaid: bytes | None = None
+        """The first response, where it did not fit on the line of AUTH."""
+        self._implicit = implicit
         self._lmtp = lmtp
         self._tls = tls
         self._secure = False
@@ -151,6 +197,10 @@ class ClientSession:
         self._body: BodyEncoder | ChunkEncoder = BodyEncoder()
         self._held_back = False
         """The work waits for the reply to RSET."""
+        if implicit:
+            self._state = State.HANDSHAKE
+            self._awaited.clear()
+            self._events.append(StartTls())
 
     # What the driver does --------------------------------------------------------------
 
@@ -179,7 +229,10 @@ class ClientSession:
             raise RuntimeError("there was nothing to shake hands for")
         self._secure = True
         self._state = State.OPENING
-        self._say(self._ehlo, _Step.EHLO)
+        if self._implicit:
+            self._awaited.append(_Step.GREETING)
+        else:
+            self._say(self._ehlo, _Step.EHLO)
 
     def receive_data(self, data: bytes) -> None:
         """Take what the server sent; after the session ended it is thrown away."""
@@ -402,14 +455,73 @@ class ClientSession:
     def _greeted(self) -> None:
         """Go on after EHLO or HELO: with STARTTLS, if that is wanted and offered."""
         if self._secure or self._tls is Wish.NEVER:
-            self._ready()
+            self._authenticate()
         elif "STARTTLS" in self._extensions:
             self._say(_STARTTLS, _Step.STARTTLS)
         elif self._tls is Wish.ALWAYS:
             self._state = State.UNWANTED
             self._events.append(NoTls("it does not offer STARTTLS"))
         else:
+            self._authenticate()
+
+    def _authenticate(self) -> None:
+        """Sign in, if somebody is to; nothing of it is ever said in plain."""
+        if self._sign_in is None:
             self._ready()
+            return
+        if not self._secure:
+            self._not_signed_in(_IN_PLAIN)
+            return
+        offered = self._extensions.get("AUTH", "").upper().split()
+        self._exchange = self._sign_in.begin(offered, plain=self._plain)
+        if self._exchange is None:
+            there = ", ".join(offered) or "nothing"
+            safe = (
+                "" if self._plain else "; its certificate proves nothing, so only SCRAM"
+            )
+            text = (
+                f"the server offers no way to sign in that can be used: {there}{safe}"
+            )
+            self._not_signed_in(Reply(454, (text,), "4.7.4"))
+            return
+        first = self._exchange.first()
+        line = encode(Auth(self._exchange.mechanism, first))
+        if first is not None and len(line) > MAX_LINE:
+            # RFC 4954 section 4: what is too long for the line comes by itself.
+            self._unsaid = first
+            line = encode(Auth(self._exchange.mechanism))
+        self._say(line, _Step.AUTH)
+
+    def _on_auth(self, reply: Reply) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is None:
+            # It was called off; whatever is said to that, it is no success.
+            self._not_signed_in(_CALLED_OFF if reply.code < 400 else reply)
+        elif reply.code == CONTINUE:
+            self._answer(exchange, reply)
+        elif not reply.is_positive:
+            self._not_signed_in(reply)
+        elif not exchange.satisfied:
+            self._not_signed_in(_UNPROVEN)
+        else:
+            self._ready()
+
+    def _answer(self, exchange: SaslExchange, reply: Reply) -> None:
+        challenge = decode_base64(reply.text.strip()) if reply.text.strip() else b""
+        if self._unsaid is not None and not challenge:
+            response: bytes | None = self._unsaid
+        else:
+            response = None if challenge is None else exchange.respond(challenge)
+        self._unsaid = None
+        if response is None:
+            self._say(b"*\r\n", _Step.AUTH)
+            return
+        self._exchange = exchange
+        self._say(encode_base64(response).encode() + b"\r\n", _Step.AUTH)
+
+    def _not_signed_in(self, reply: Reply) -> None:
+        self._state = State.UNWANTED
+        self._events.append(NotSignedIn(reply))
 
     def _on_starttls(self, reply: Reply) -> None:
         if not reply.is_positive:
@@ -536,6 +648,7 @@ class ClientSession:
         _Step.EHLO: _on_ehlo,
         _Step.HELO: _on_helo,
         _Step.STARTTLS: _on_starttls,
+        _Step.AUTH: _on_auth,
         _Step.RSET: _on_rset,
         _Step.QUIT: _on_quit,
     }
@@ -552,9 +665,12 @@ class ClientSession:
 def _check_kind(step: _Step, reply: Reply) -> None:
     """Refuse a reply of a kind that the step cannot have.
 
-    Only DATA goes on with 3yz, and it has no 2yz (RFC 5321 section 4.3.2).
+    Only DATA and AUTH go on with 3yz, and DATA has no 2yz (RFC 5321 section 4.3.2).
     """
-    impossible = reply.is_positive if step is _Step.DATA else reply.code // 100 == 3
+    if step is _Step.AUTH:
+        impossible = reply.code // 100 == 3 and reply.code != CONTINUE
+    else:
+        impossible = reply.is_positive if step is _Step.DATA else reply.code // 100 == 3
     if impossible:
         text = f"the server answered {step.name} with {reply.code}"
         raise SmtpProtocolError(text)

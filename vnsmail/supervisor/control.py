@@ -65,6 +65,11 @@ class ChangeHost(_Message, frozen=True):
     dry_run: bool = False
     force: bool = False
     """Resume a host that was packed, and may be somewhere else by now."""
+    relay_password: str = ""
+    """Of the relay that it is to have after the change; empty: it stays."""
+
+    def __repr__(self) -> str:
+        return f"ChangeHost({self.name!r}, {self.changes!r}, …)"
 
 
 class ChangeAddresses(_Message, frozen=True):

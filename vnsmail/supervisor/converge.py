@@ -17,6 +17,7 @@ from vnsmail.model import (
     HostName,
     IPAddress,
     Limits,
+    Relay,
     SourceAddress,
     Uplink,
     VirtualHost,
@@ -30,7 +31,7 @@ WITHOUT_SOCKETS = frozenset(
     {
         *("domains", "gateways", "mtu", "limits", "suspended"),
         *("resolvers", "source_check", "public_addresses", "helo", "addresses"),
-        *("authentication", "engine"),
+        *("authentication", "engine", "relay"),
     }
 )
 """Facts that can change while sockets stay open; addresses that go are drained."""
@@ -160,6 +161,7 @@ def _tenant(declared: DeclaredHost, before: Tenant | None, actual: Actual) -> Te
         helo=table.helo,
         authentication=table.authentication,
         engine=table.engine,
+        relay=table.relay.value if table.relay else None,
     )
     routers = host.context is Context.NAMESPACE and uplink is not Uplink.ROUTED
     # The machine's routers are not on a tagged network.
@@ -262,6 +264,8 @@ def _changed(before: VirtualHost, after: VirtualHost) -> set[str]:
 
 
 def _difference(name: str, before: object, after: object) -> str:
+    if name == "relay":
+        return f"{name} {_relay(before)} → {_relay(after)}"
     if isinstance(before, Limits) and isinstance(after, Limits):
         return ", ".join(
             f"{name}.{each.name} {_listed(old)} → {_listed(new)}"
@@ -277,10 +281,16 @@ def _difference(name: str, before: object, after: object) -> str:
     return f"{name} {' '.join(signs)}"
 
 
+def _relay(value: object) -> str:
+    if not isinstance(value, Relay):
+        return "none"
+    return f"{value.server} as {value.user}" if value.user else value.server
+
+
 def _listed(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return " ".join(str(each) for each in value)
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return ", ".join(f"{key} {each}" for key, each in value.items())
     if isinstance(value, bool):
         return "true" if value else "false"  # as the file has it

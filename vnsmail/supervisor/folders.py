@@ -161,6 +161,7 @@ def remove_owner(layout: Layout, owner: Owner) -> None:
         layout.certificates / owner,
         layout.dkim / owner,
         layout.engines / owner,
+        layout.relay / owner,
         layout.owner_folder(owner),
     ):
         if not os.path.lexists(folder):
@@ -182,6 +183,7 @@ def move_owner(layout: Layout, old: Owner, new: Owner) -> None:
     _move(layout.certificates / old, layout.certificates / new)
     _move(layout.dkim / old, layout.dkim / new)
     _move(layout.engines / old, layout.engines / new)
+    _move(layout.relay / old, layout.relay / new)
     _move(layout.owner_folder(old), layout.owner_folder(new))
 
 

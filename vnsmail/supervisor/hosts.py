@@ -34,8 +34,8 @@ from vnsmail.net.fit import check
 from vnsmail.net.guard_rules import desired as guarded
 from vnsmail.net.guard_rules import socket_mark
 from vnsmail.net.plan import Actual, choose_gateways, choose_link
-from vnsmail.settings import Layout
-from vnsmail.supervisor import control
+from vnsmail.settings import Layout, MachineSettings
+from vnsmail.supervisor import control, relay
 from vnsmail.supervisor.applying import Applying, misfit
 from vnsmail.supervisor.certificates import Certificates
 from vnsmail.supervisor.dkim import Dkim, keys_to_tell
@@ -504,6 +504,7 @@ class Hosts:
             certificates=self._certificates.serve(host),
             dkim=keys_to_tell(self._layout, host),
             engine="" if host.engine is Engine.NATIVE else host.engine.value,
+            relay=relay.to_tell(self._layout, host.name, host.relay),
         )
         instance = self._layout.instance
         engine = str(socket_of(self._layout, host.name)) if facts.engine else ""
@@ -520,16 +521,19 @@ class Hosts:
         return Service(facts, "", mark, host=kept, engine=engine)
 
 
-def machine_service(layout: Layout, name: str) -> Service:
+def machine_service(layout: Layout, machine: MachineSettings) -> Service:
     """Return how the machine itself is served: unbound, and not listening."""
     facts = OwnerFacts(
         owner=MACHINE,
-        name=name,
+        name=machine.name,
         folder=str(layout.owner_folder(Owner(MACHINE))),
         addresses=(),
-        domains=(name,),
+        domains=(machine.name,),
         users=(),
         any_user=True,
         listen=False,
+        relay=relay.to_tell(
+            layout, MACHINE, machine.relay.value if machine.relay else None
+        ),
     )
     return Service(facts, "")

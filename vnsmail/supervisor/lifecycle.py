@@ -25,7 +25,7 @@ from vnsmail.model import (
 )
 from vnsmail.net.guard_rules import desired as guarded
 from vnsmail.settings import Layout
-from vnsmail.supervisor import control
+from vnsmail.supervisor import control, relay
 from vnsmail.supervisor.altered import Value, altered
 from vnsmail.supervisor.converge import Change, Tenant
 from vnsmail.supervisor.drain import Drain
@@ -101,7 +101,12 @@ class Lifecycle:
         name = host_name(request.name)
         if request.changes.get("suspended") is False and self._directory.move(name):
             return await self._stay(name, request)
-        return await self._change(name, request.changes, dry_run=request.dry_run)
+        return await self._change(
+            name,
+            request.changes,
+            dry_run=request.dry_run,
+            password=request.relay_password,
+        )
 
     async def _stay(
         self, name: HostName, request: control.ChangeHost
@@ -208,6 +213,7 @@ class Lifecycle:
         *,
         dry_run: bool,
         probe: bool = True,
+        password: str = "",
     ) -> control.Changed:
         async with self._hosts.changing:
             users = tuple(u.local_part for u in self._directory.users(name))
@@ -215,8 +221,10 @@ class Lifecycle:
             actual = await self._network.observe(name)
             after = altered(before, changes, actual)
             change = Change(before, after)
+            if password:
+                checked_password(after.facts, password)
             if before == after:
-                return control.Changed((), (), changed=False)
+                return await self._new_password(before.facts, password, dry_run=dry_run)
             self._directory.check_claims(after.facts)
             if before.facts.engine is not after.facts.engine:
                 check_installed(after.facts.engine)
@@ -234,14 +242,34 @@ class Lifecycle:
             )
             if dry_run:
                 return control.Changed(said.details, said.steps, changed=False)
+            had_password = relay.kept(self._layout, name)
+            if password and after.facts.relay is not None:
+                # It is told to nobody until the relay is the one that it is for.
+                relay.put(self._layout, name, after.facts.relay, password)
             self._directory.change(after.facts)
             try:
                 await self._carry_out(change, rest)
             except BaseException:
+                if password:
+                    relay.put_back(self._layout, name, had_password)
                 await asyncio.shield(self._undo(Change(after, before), rest))
                 raise
+        if after.facts.relay is None:
+            relay.forget(self._layout, name)
         log.info("host.changed", host=name, details=said.details)
         return said
+
+    async def _new_password(
+        self, host: VirtualHost, password: str, *, dry_run: bool
+    ) -> control.Changed:
+        """Keep another password for the relay of a host that is as it is to be."""
+        if not password or host.relay is None:
+            return control.Changed((), (), changed=False)
+        details = (f"relay {host.relay.server} another password",)
+        if not dry_run:
+            relay.put(self._layout, host.name, host.relay, password)
+            await self._services.serve_or_note(self._hosts.service(host))
+        return control.Changed(details, (), changed=not dry_run)
 
     async def _carry_out(
         self, change: Change, rest: Sequence[VirtualHost], *, linger: bool = True
@@ -332,6 +360,17 @@ class Lifecycle:
         await self._network.guard_host(host, [*rest, host])
         self._network.remade(())
         await self._services.serve(self._hosts.service(host))
+
+
+def checked_password(host: VirtualHost, password: str) -> None:
+    """Check that a password can be that of a host at its relay.
+
+    Raises:
+        BadInput: it cannot.
+    """
+    if host.relay is None:
+        raise BadInput("virtual host", host.name, "it has no relay to sign in at")
+    relay.check(host.relay, password)
 
 
 def _renamed(host: VirtualHost, name: HostName, *, keep: bool) -> VirtualHost:

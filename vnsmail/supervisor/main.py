@@ -276,7 +276,7 @@ class _Supervisor:
             starting.cancel()
             return
         starting.result()
-        machine = machine_service(self._layout, self._settings.machine.name)
+        machine = machine_service(self._layout, self._settings.machine)
         await self._services.serve_or_note(machine)
         await self._hosts.serve_all()
         log.info("supervisor.ready", root=str(self._layout.state), pid=os.getpid())

@@ -144,6 +144,7 @@ class Moving:
                 ("owner", layout.owner_folder(Owner(name))),
                 ("tls", layout.certificates / name),
                 ("dkim", layout.dkim / name),
+                ("relay", layout.relay / name),
             ),
         )
 
@@ -235,6 +236,7 @@ class Moving:
             suspended=bool(table.suspended),
             helo=table.helo,
             authentication=table.authentication,
+            relay=table.relay.value if table.relay else None,
         )
 
     def _refuse_leftovers(self, name: HostName) -> None:
@@ -243,6 +245,7 @@ class Moving:
             layout.owner_folder(Owner(name)),
             layout.certificates / name,
             layout.dkim / name,
+            layout.relay / name,
         ):
             if os.path.lexists(folder):
                 problem = "it is there, and no host's"
@@ -261,6 +264,7 @@ class Moving:
                 ("owner", layout.owner_folder(Owner(name))),
                 ("tls", layout.certificates / name),
                 ("dkim", layout.dkim / name),
+                ("relay", layout.relay / name),
             ):
                 if found.area(area).exists():
                     folder.parent.mkdir(mode=0o700, exist_ok=True)

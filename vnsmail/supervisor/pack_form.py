@@ -4,6 +4,7 @@
     people.json      users with what they prove themselves with, aliases, senders
     dkim/…           its DKIM keys
     tls/…            its certificates and their keys
+    relay/…          the password that it signs in at its relay with
     owner/…          queue.db, body/, mail/, counters.json
     manifest.json    the last: who, which form, and a digest of all that stands before
 
@@ -24,7 +25,7 @@ FORM: Final = 1
 SUFFIX = ".vnsmail-pack"
 
 FACTS, PEOPLE, MANIFEST = "host.toml", "people.json", "manifest.json"
-AREAS = ("owner", "tls", "dkim")
+AREAS = ("owner", "tls", "dkim", "relay")
 """Folders of a pack, each of which becomes a folder of an installation."""
 
 MAX_TEXT = 64 * 1024 * 1024
