@@ -34,8 +34,8 @@ def lab(tmp_path_factory):
         found.stop()
 
 
-def password(lab, *words):
-    *words, secret = words
+def password(lab, *words_and_secret):
+    *words, secret = words_and_secret
     return lab.vnsmail(*words, "--password-stdin", stdin=f"{secret}\n")
 
 

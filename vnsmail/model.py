@@ -450,6 +450,16 @@ class Role(StrEnum):
     """Mail from users who sign in (RFC 6409; ports 587 and 465)."""
 
 
+class TlsWish(StrEnum):
+    """What a sender wants of the encryption of a message on its way (RFC 8689)."""
+
+    USUAL = ""
+    REQUIRED = "required"
+    """REQUIRETLS: only to servers that have proven who they are, and ask the same."""
+    OPTIONAL = "optional"
+    """``TLS-Required: No``: what destinations ask for does not count."""
+
+
 class Ret(StrEnum):
     """What a notification of failure carries of the message (RFC 3461 section 4.3)."""
 
@@ -547,6 +557,7 @@ class Envelope:
     """What the sender calls the transaction, as xtext (RFC 3461 section 4.4)."""
     requests: tuple[DsnRequest, ...] = ()
     """Of the recipients whose sender asked for something, in their order."""
+    tls: TlsWish = TlsWish.USUAL
 
     def request(self, recipient: str) -> DsnRequest:
         """Return what was asked for a recipient: nothing, as a rule."""

@@ -171,13 +171,14 @@ def test_destroy(vnsmail, supervisor, discard):
     ] == supervisor.requests
 
 
-PLAIN = {
+PLAIN: dict[str, object] = {
     "resolvers": [],
     "source_check": "strict",
     "authentication": "mark",
     "engine": "native",
     "public_addresses": [],
     "limits": {},
+    "relay": None,
     "suspended": False,
 }
 """What a host has of which nothing was said."""

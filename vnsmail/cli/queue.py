@@ -125,6 +125,8 @@ def _show(entry: QueueEntry, header: str, *, json: bool) -> None:
         ("size", f"{entry.size} octets"),
         ("priority", envelope.priority.name.lower()),
     ]
+    if envelope.tls:
+        pairs.append(("TLS", f"{envelope.tls} by its sender"))
     if entry.held:
         pairs.append(("held", entry.held))
     if entry.active:

@@ -52,6 +52,14 @@ def send(
             help="high, normal or bulk: which messages to one destination go first."
         ),
     ] = "normal",
+    require_tls: Annotated[
+        bool,
+        typer.Option(
+            "--require-tls",
+            help="Only over TLS, all the way, by servers that have proven who they are "
+            "(RFC 8689); else it comes back.",
+        ),
+    ] = False,
     json: AsJson = False,
 ) -> None:
     """Queue a message. It is durable when this returns, and leaves by itself."""
@@ -63,7 +71,13 @@ def send(
             raise BadInput("recipient", each, "write it as ann@example.net")
     first = Priority.parse(priority)
     with _opened(file, to, subject, text) as message:
-        request = control.Send(sender or "", tuple(to), machine=machine, priority=first)
+        request = control.Send(
+            sender or "",
+            tuple(to),
+            machine=machine,
+            priority=first,
+            require_tls=require_tls,
+        )
         fds = (message.fileno(),)
         answer = client.ask(layout_of(context), request, control.Queued, fds)
     if json:

@@ -22,17 +22,18 @@ from vnsmail.delivery.limits import allowed as allowed_by
 from vnsmail.delivery.outcomes import Outcomes
 from vnsmail.delivery.pool import Pool
 from vnsmail.delivery.route import Hop, Questions, Route, RouteRules, Shuffle, route
-from vnsmail.delivery.security import Security
+from vnsmail.delivery.security import Security, unproven
 from vnsmail.errors import (
     BrokerGone,
     BrokerRefused,
     QueueUnavailable,
     SourceUnavailable,
 )
-from vnsmail.model import Envelope, Outcome
+from vnsmail.model import Envelope, Outcome, TlsWish
 from vnsmail.queue.body import Body
 from vnsmail.settings import DeliverySettings
 from vnsmail.smtp.client_session import Transaction
+from vnsmail.smtp.client_work import NO_REQUIRETLS
 from vnsmail.smtp.errors import SmtpProtocolError
 from vnsmail.smtp.replies import Reply
 
@@ -71,7 +72,7 @@ class Attempts:
         self._rates = Rates()
         self._shuffle = shuffle
         self._pause = pause
-        self._routes: dict[str, tuple[float, Route]] = {}
+        self._routes: dict[tuple[str, TlsWish], tuple[float, Route]] = {}
 
     def update(self, facts: AgentFacts) -> None:
         """Use changed facts from the next attempt on."""
@@ -91,7 +92,10 @@ class Attempts:
         Raises:
             NotFound: by ``load``: the message is not in the queue any more.
         """
-        hops = await self._route(domain)
+        # A notice is to arrive (RFC 8689 section 4.2.1 is of other mail); it has no body.
+        required = envelope.tls is TlsWish.REQUIRED and not envelope.sender
+        wish = TlsWish.USUAL if required else envelope.tls
+        hops = await self._route(domain, wish)
         if isinstance(hops, Outcome):
             return say.for_all(recipients, hops)
         allowed = self._allowed(domain, hops)
@@ -130,9 +134,9 @@ class Attempts:
         if wait := self._rates.wait(key, allowed.messages_per_minute, now):
             await self._pause(wait)
 
-    async def _route(self, domain: str) -> Route:
+    async def _route(self, domain: str, wish: TlsWish) -> Route:
         now = asyncio.get_running_loop().time()
-        known = self._routes.get(domain)
+        known = self._routes.get((domain, wish))
         if known is not None and known[0] > now:
             return known[1]
         relay = self._rules.relay(domain) or ""
@@ -146,16 +150,18 @@ class Attempts:
         if not isinstance(hops, Outcome) and login is not None:
             hops = tuple(replace(hop, login=login) for hop in hops)
         secured = self._security is not None and not self._facts.engine
+        if not secured and wish is TlsWish.REQUIRED:
+            return say.failed(550, "5.7.5", unproven(domain))
         if not isinstance(hops, Outcome) and secured:
             assert self._security is not None  # noqa: S101  see the line above
             try:
-                hops = await self._security.protect(domain, hops, relay)
+                hops = await self._security.protect(domain, hops, relay, wish)
             except (SourceUnavailable, BrokerGone, BrokerRefused) as error:
                 return say.no_source(error)
         if not isinstance(hops, Outcome):
             if len(self._routes) >= MANY_ROUTES:
                 self._routes.clear()
-            self._routes[domain] = (now + ROUTE_LIFETIME, hops)
+            self._routes[domain, wish] = (now + ROUTE_LIFETIME, hops)
         return hops
 
     async def _ask(
@@ -198,6 +204,7 @@ class Attempts:
                     ret=envelope.ret,
                     envid=envelope.envid,
                     requests=envelope.requests,
+                    require_tls=envelope.tls is TlsWish.REQUIRED,
                 ),
                 body,
             )
@@ -237,12 +244,15 @@ class _Said:
     def unanswered(self) -> frozenset[str]:
         """Return recipients for whom another hop, or connection, may be asked.
 
-        421 means that the remote goes away, or that it is gone. Once the body was sent
+        421 means that the remote goes away, or that it is gone; and another may have
+        the REQUIRETLS that this one lacks. Once the body was sent
         it may have been accepted all the same: asking again would make a second copy
         (RFC 5321 section 4.5.3.2.6), so that is left to a later attempt.
         """
         if self.body_sent:
             return frozenset()
         return frozenset(
-            to for to, each in self.outcomes.items() if each.reply_code == GOING_AWAY
+            to
+            for to, each in self.outcomes.items()
+            if each.reply_code == GOING_AWAY or each.enhanced == NO_REQUIRETLS
         )

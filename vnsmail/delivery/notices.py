@@ -10,7 +10,7 @@ from typing import Self
 
 from vnsmail.delivery.outcomes import Outcomes
 from vnsmail.message.dsn import Action, header_block, report
-from vnsmail.model import DsnRequest, Envelope, Notify, Outcome, Verdict
+from vnsmail.model import DsnRequest, Envelope, Notify, Outcome, TlsWish, Verdict
 from vnsmail.queue.body import Body
 
 
@@ -62,7 +62,9 @@ def notices(
     made = []
     for action, outcomes in notified.by_action.items():
         notice_id = new_id()
-        whole = full and action is Action.FAILED
+        # What is for protected ways only does not go back in full on another.
+        required = original.tls is TlsWish.REQUIRED
+        whole = full and action is Action.FAILED and not required
         notice = report(
             notice_id=notice_id,
             host=host,
@@ -84,6 +86,7 @@ def notices(
             smtputf8=notice.smtputf8,
             # RFC 3461 section 6.1.
             requests=(DsnRequest(original.sender, (Notify.NEVER,)),),
+            tls=TlsWish.REQUIRED if required else TlsWish.USUAL,
         )
         made.append((envelope, Body(notice.content)))
     return made

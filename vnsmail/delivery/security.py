@@ -15,10 +15,10 @@ from typing import Protocol
 from vnsmail.delivery import outcomes as say
 from vnsmail.delivery.route import Hop
 from vnsmail.errors import ResolveError
-from vnsmail.model import Family, Outcome
+from vnsmail.model import Family, Outcome, TlsWish
 from vnsmail.resolve.tlsa import TlsaFound
 from vnsmail.settings import DeliverySettings
-from vnsmail.tls.policy import HopTls, Level, by_dane, by_level, by_sts
+from vnsmail.tls.policy import HopTls, Level, by_dane, by_level, by_sts, proven
 from vnsmail.tls.sts import Policy
 
 SMTP_PORT = 25
@@ -119,7 +119,11 @@ class Security:
         self._left_out = left_out
 
     async def protect(
-        self, domain: str, hops: Sequence[Hop], relay: str = ""
+        self,
+        domain: str,
+        hops: Sequence[Hop],
+        relay: str = "",
+        wish: TlsWish = TlsWish.USUAL,
     ) -> tuple[Hop, ...] | Outcome:
         """Return the hops that may be asked, each with how; or why there is none.
 
@@ -127,6 +131,7 @@ class Security:
             domain: of the recipients.
             hops: of a route.
             relay: the relay of the settings that they belong to; empty: those of DNS.
+            wish: what the sender of the message wants.
 
         Raises:
             SourceUnavailable, BrokerGone, BrokerRefused: a policy could not be asked for,
@@ -136,6 +141,8 @@ class Security:
         level = self.rules.level(domain, name_of(relay), login=login)
         plain_after = self.rules.settings.tls.plain_after_failure
         raised = level in {Level.MAY, Level.ENCRYPT} and not domain.startswith("[")
+        # What the sender does not need, its destination does not get (RFC 8689 4.2.2).
+        raised = raised and wish is not TlsWish.OPTIONAL
         policy = None
         if raised and not relay and self._policies is not None:
             policy = await self._policies.policy(domain)
@@ -150,6 +157,11 @@ class Security:
                 problem = f"{hop.name} is not asked: {error}"
                 self._tell(hop, domain, "tlsa", "dnssec-invalid", problem)
                 continue
+            if tls is not None and wish is TlsWish.REQUIRED:
+                named = bool(relay) or secure or policy is not None
+                tls = _proven(tls, hop, domain, level, named=named)
+                if tls is None:
+                    return say.failed(550, "5.7.5", unproven(domain), str(hop))
             if tls is None:
                 problem = f"{hop.name} is not in the MTA-STS policy of {domain}"
                 self._tell(hop, domain, "sts", "validation-failure", problem)
@@ -186,3 +198,27 @@ class Security:
     def _tell(self, hop: Hop, domain: str, policy: str, kind: str, text: str) -> None:
         if self._left_out is not None:
             self._left_out(replace(hop, domain=domain), policy, kind, text)
+
+
+def _proven(
+    tls: HopTls, hop: Hop, domain: str, level: Level, *, named: bool
+) -> HopTls | None:
+    """Return the steps in which a server proves who it is; None if there can be none.
+
+    Its name has to be known from somewhere that nobody can forge: DNSSEC, an MTA-STS
+    policy, the settings (RFC 8689 section 4.2.1).
+    """
+    if level is Level.SECURE or named:
+        found = proven(tls)
+        if found is not None or level is Level.NONE:
+            return found
+        return by_level(Level.VERIFY, domain, hop.name, plain_after=False)
+    return None
+
+
+def unproven(domain: str) -> str:
+    """Say why nothing is sent that its sender wants protected."""
+    return (
+        f"the sender wants TLS all the way (REQUIRETLS), and nothing vouches for the names "
+        f"of the mail servers of {domain}: neither DNSSEC nor an MTA-STS policy"
+    )

@@ -58,7 +58,15 @@ from vnsmail.inbound.tenant import FULL
 from vnsmail.inbound.verifier import Verifier
 from vnsmail.log import logger
 from vnsmail.mailbox import maildir
-from vnsmail.model import Envelope, Family, IPAddress, Outcome, Owner, ip_address
+from vnsmail.model import (
+    Envelope,
+    Family,
+    IPAddress,
+    Outcome,
+    Owner,
+    TlsWish,
+    ip_address,
+)
 from vnsmail.queue.body import Body, BodyWriter
 from vnsmail.queue.envelope import (
     ENTROPY_BYTES,
@@ -320,7 +328,8 @@ class OwnerService:
             partial(taken_in, os.dup(fd), mail, self._rules.accounts)
         )
         body = await self._authenticity.outgoing(prepared.body)
-        envelope = replace(prepared.envelope, priority=mail.priority)
+        wish = TlsWish.REQUIRED if mail.require_tls else prepared.envelope.tls
+        envelope = replace(prepared.envelope, priority=mail.priority, tls=wish)
         try:
             await self._keep(envelope, body, mail.token)
         except AlreadyQueued as earlier:

@@ -147,6 +147,8 @@ class LocalMail(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     envelope_id: str = ""
     priority: Priority = Priority.NORMAL
     """Which messages of one destination go first."""
+    require_tls: bool = False
+    """Only by servers that have proven who they are, and ask the same (RFC 8689)."""
 
 
 class Configure(_Message, frozen=True):

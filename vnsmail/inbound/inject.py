@@ -28,7 +28,7 @@ from vnsmail.message.complete import (
     mailbox,
     separated,
 )
-from vnsmail.message.headers import MAX_HOPS, Header, parse_header
+from vnsmail.message.headers import MAX_HOPS, Header, parse_header, tls_wish
 from vnsmail.message.trace import received_locally
 from vnsmail.model import Envelope
 from vnsmail.queue.body import Body, BodyWriter
@@ -117,6 +117,7 @@ def prepare(
         received_at=now,
         eight_bit=eight_bit,
         smtputf8=not all(map(str.isascii, addresses)) or _is_beyond_ascii(head),
+        tls=tls_wish(head),
     )
     return Prepared(envelope, body)
 

@@ -25,9 +25,10 @@ from vnsmail.message.headers import (
     count_received,
     count_received_by,
     parse_header,
+    tls_wish,
 )
 from vnsmail.message.trace import Arrival, received
-from vnsmail.model import DsnRequest, Envelope, Notify, Ret
+from vnsmail.model import DsnRequest, Envelope, Notify, Ret, TlsWish
 from vnsmail.queue.body import Body
 from vnsmail.queue.envelope import ENTROPY_BYTES, new_id
 from vnsmail.smtp.address import Mailbox
@@ -49,6 +50,7 @@ class Transaction:
     sender: Mailbox | None = None
     ret: Ret | None = None
     envid: str = ""
+    require_tls: bool = False
     recipients: dict[str, DsnRequest | None] = field(default_factory=dict)
     """In the spelling of the queue, each once, in the order they came."""
     spool: Spool | None = None
@@ -273,6 +275,7 @@ def _problem(front: bytes, body: Body, name: str) -> Reply | None:
 
 def _envelope(arrived: Arrived, facts: ReceiverFacts, now: float) -> Envelope:
     message, transaction = arrived.message, arrived.transaction
+    front = b"" if transaction.spool is None else transaction.spool.front
     sender, recipients = transaction.sender, transaction.recipients
     return Envelope(
         id=new_id(now, os.urandom(ENTROPY_BYTES)),
@@ -285,6 +288,8 @@ def _envelope(arrived: Arrived, facts: ReceiverFacts, now: float) -> Envelope:
         ret=transaction.ret,
         envid=transaction.envid,
         requests=tuple(asked for asked in recipients.values() if asked is not None),
+        # RFC 8689 section 4.1: the field counts only where the parameter is not given.
+        tls=TlsWish.REQUIRED if transaction.require_tls else tls_wish(front),
     )
 
 

@@ -428,7 +428,9 @@ class Receiver(asyncio.Protocol):
 
     def _answer_sender(self, event: MailRequested) -> None:
         self._client.helo = self._session.helo_name
-        self._transaction = Transaction(event.sender, event.ret, event.envid)
+        self._transaction = Transaction(
+            event.sender, event.ret, event.envid, event.require_tls
+        )
         if self._named is None:
             self._named = self._look_up()
         full = self._shared.may_begin(event.size or 0)

@@ -7,6 +7,8 @@ behind them, put together again, are the bytes that were given. Lines end with C
 import re
 from dataclasses import dataclass
 
+from vnsmail.model import TlsWish
+
 MAX_HOPS = 50
 """Received fields that a message may have; more mean that it goes in a circle (RFC 5321
 section 6.3). Postfix, too, has 50 (hopcount_limit)."""
@@ -18,6 +20,7 @@ that sends back is two; more than this is a circle with another host in it."""
 # RFC 5322 section 3.6.8; white space before the colon is the obsolete form (4.5).
 FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:")
 """The name of a field and its colon, at the start of a line."""
+_TLS_REQUIRED = re.compile(rb"(?:^|\n)tls-required[ \t]*:", re.IGNORECASE)
 _RECEIVED = re.compile(rb"(?:^|\n)received[ \t]*:", re.IGNORECASE)
 
 
@@ -75,6 +78,19 @@ def parse_header(front: bytes) -> Header:
         for name, start, stop in zip(names, starts, ends, strict=True)
     )
     return Header(fields, front[at:])
+
+
+def tls_wish(front: bytes) -> TlsWish:
+    """Return what the header field TLS-Required says (RFC 8689 section 5).
+
+    Args:
+        front: the message, or so much of its front as is to be looked at.
+    """
+    if _TLS_REQUIRED.search(front) is None:
+        return TlsWish.USUAL  # as a rule
+    found = [f.raw for f in parse_header(front).fields if f.name == "tls-required"]
+    values = [raw.partition(b":")[2].strip().lower() for raw in found]
+    return TlsWish.OPTIONAL if values == [b"no"] else TlsWish.USUAL
 
 
 def count_received(front: bytes) -> int:

@@ -49,6 +49,7 @@ _MESSAGE = (
     "m_priority",
     "ret",
     "envid",
+    "tls",
 )
 _COLUMNS = (*_RECIPIENT, *_MESSAGE, "head")
 _NO_MESSAGE = (None,) * (len(_MESSAGE) + 1)
@@ -152,6 +153,7 @@ def _message_row(number: int, envelope: Envelope, body: Body) -> Row:
         int(envelope.priority),
         envelope.ret or "",
         envelope.envid,
+        envelope.tls.value,
         body.head,
     )
 

@@ -26,6 +26,7 @@ from vnsmail.model import (
     Owner,
     Priority,
     Ret,
+    TlsWish,
     Verdict,
 )
 from vnsmail.queue import selection
@@ -42,7 +43,7 @@ from vnsmail.queue.envelope import (
 )
 from vnsmail.queue.selection import HELD_UNTIL, Selection
 
-VERSION = 3
+VERSION = 4
 
 # Bodies lie in a table of their own, so that a walk over envelopes does not read them.
 SCHEMA = """
@@ -60,7 +61,8 @@ CREATE TABLE message (
     ret TEXT NOT NULL DEFAULT '',
     envid TEXT NOT NULL DEFAULT '',
     warned INTEGER NOT NULL DEFAULT 0,  -- the sender knows that it is late
-    held TEXT NOT NULL DEFAULT ''       -- why an operator holds it
+    held TEXT NOT NULL DEFAULT '',      -- why an operator holds it
+    tls TEXT NOT NULL DEFAULT ''        -- what its sender wants (RFC 8689)
 ) STRICT;
 CREATE TABLE head (                 -- the body, or what stands before body/ID
     message INTEGER PRIMARY KEY,
@@ -122,6 +124,7 @@ CREATE INDEX due ON recipient (destination, priority, next_attempt_at, message);
 """
     + SINCE_2,
     2: "ALTER TABLE message ADD COLUMN held TEXT NOT NULL DEFAULT '';" + SINCE_3,
+    3: "ALTER TABLE message ADD COLUMN tls TEXT NOT NULL DEFAULT '';",
 }
 """By version, what turns its tables into those of the next one."""
 
@@ -129,7 +132,7 @@ SCHEMA += SINCE_2 + SINCE_3
 
 _MESSAGES = (
     "SELECT number, id, owner, sender, received_at, eight_bit, smtputf8, size,"
-    " file_size, priority, ret, envid, held FROM message "
+    " file_size, priority, ret, envid, held, tls FROM message "
 )
 _RECIPIENTS = (
     "SELECT address, attempts, next_attempt_at, last, notify, orcpt FROM recipient"
@@ -184,6 +187,7 @@ class _Row:
     ret: str
     envid: str
     held: str
+    tls: str
 
 
 class Tables:
@@ -570,6 +574,7 @@ class Tables:
             priority=Priority(row.priority),
             ret=Ret(row.ret) if row.ret else None,
             envid=row.envid,
+            tls=TlsWish(row.tls),
             requests=tuple(
                 DsnRequest(address, _words(notify), orcpt)
                 for address, _, _, _, notify, orcpt in rows

@@ -62,6 +62,9 @@ class Transaction:
     envid: str = ""
     requests: tuple[DsnRequest, ...] = ()
     """What the sender asked of notifications; said to a server that offers DSN."""
+    require_tls: bool = False
+    """The server has to ask the same of the next (RFC 8689); a notice it may get all
+    the same."""
 
 
 @dataclass(frozen=True, slots=True)

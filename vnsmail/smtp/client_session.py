@@ -214,11 +214,6 @@ class ClientSession:
         """Whether the server takes over notifications (RFC 3461)."""
         return "DSN" in self._extensions
 
-    @property
-    def keeps_tls(self) -> bool:
-        """Whether the server passes mail on over TLS only, if asked to (RFC 8689)."""
-        return self._secure and "REQUIRETLS" in self._extensions
-
     def tls_established(self) -> None:
         """Go on within TLS: what was said before counts for nothing (RFC 3207 4.2).
 
@@ -276,10 +271,13 @@ class ClientSession:
         everything, with 421, after the session ended.
 
         Raises:
-            RuntimeError: the session is not ready, or in a transaction.
+            RuntimeError: the session is not ready, or in a transaction; or the message
+                is only for TLS, and there is none.
         """
         if self._work is not None or self._state in _NOT_READY:
             raise RuntimeError("the session is not ready for a transaction")
+        if transaction.require_tls and transaction.sender and not self._secure:
+            raise RuntimeError("what is only for TLS is not sent in plain")
         work = prepare(transaction, self._extensions)
         if self._state is not State.IDLE:
             self._finish(work, _lost("connection lost"))

@@ -15,6 +15,15 @@ from vnsmail.smtp.errors import SmtpSyntaxError
 from vnsmail.smtp.replies import Reply
 
 _NO_8BITMIME = Reply(554, ("the remote server takes no 8-bit messages",), "5.6.3")
+_REQUIRETLS = "REQUIRETLS"
+NO_REQUIRETLS = "5.7.30"
+"""Status where a server does not ask the next one for TLS (RFC 8689 section 7)."""
+
+_NO_REQUIRETLS = Reply(
+    550,
+    ("the message is only for servers with REQUIRETLS, and the remote one has none",),
+    NO_REQUIRETLS,
+)
 _NO_SMTPUTF8 = Reply(550, ("the remote server knows no SMTPUTF8",), "5.6.7")
 
 
@@ -74,6 +83,8 @@ def _cannot(transaction: Transaction, extensions: Mapping[str, str]) -> Reply | 
         return _NO_8BITMIME
     if transaction.smtputf8 and "SMTPUTF8" not in extensions:
         return _NO_SMTPUTF8
+    if transaction.require_tls and transaction.sender and _REQUIRETLS not in extensions:
+        return _NO_REQUIRETLS
     limit = _size_limit(extensions)
     if limit and transaction.body_size > limit:
         text = f"the remote server takes no more than {limit} octets"
@@ -100,6 +111,7 @@ def _mail(transaction: Transaction, extensions: Mapping[str, str]) -> bytes:
             transaction.smtputf8,
             transaction.ret if dsn else None,
             transaction.envid if dsn else "",
+            require_tls=transaction.require_tls and _REQUIRETLS in extensions,
         )
     )
 

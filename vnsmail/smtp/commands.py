@@ -29,9 +29,10 @@ from vnsmail.smtp.parameters import refuse as _refuse
 MAX_COMMAND = 512
 """Octets of a command line with its CRLF (RFC 5321 section 4.5.3.1.4)."""
 
-MAX_MAIL = MAX_COMMAND + 26 + 17 + 10 + 500 + 116
+MAX_MAIL = MAX_COMMAND + 26 + 17 + 10 + 500 + 116 + 11
 """The same for MAIL: more for SIZE (RFC 1870 section 3), BODY (RFC 6152 section 2),
-SMTPUTF8 (RFC 6531 section 3.1), AUTH (RFC 4954 section 3), RET and ENVID (RFC 3461)."""
+SMTPUTF8 (RFC 6531 section 3.1), AUTH (RFC 4954 section 3), RET and ENVID (RFC 3461),
+REQUIRETLS (RFC 8689 section 2)."""
 
 MAX_RCPT = MAX_COMMAND + 36 + 507
 """The same for RCPT: more for NOTIFY and ORCPT (RFC 3461 sections 4.1, 4.2)."""
@@ -84,6 +85,8 @@ class Mail:
     """What the sender calls the transaction, as xtext; empty: not given."""
     auth: str = ""
     """Who submitted it, as the client says: xtext or ``<>``; empty: not given."""
+    require_tls: bool = False
+    """REQUIRETLS (RFC 8689 section 4)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +269,8 @@ def _mail_line(command: Mail) -> str:
         line += f" ENVID={command.envid}"
     if command.auth:
         line += f" AUTH={command.auth}"
+    if command.require_tls:
+        line += " REQUIRETLS"
     return line
 
 
@@ -314,9 +319,12 @@ def _mail(argument: str) -> Mail:
     ret = given_in.ret(take("RET")) if "RET" in given else None
     envid = given_in.envid(take("ENVID")) if "ENVID" in given else ""
     auth = given_in.auth(take("AUTH")) if "AUTH" in given else ""
+    require_tls = "REQUIRETLS" in given
+    if take("REQUIRETLS", None) is not None:
+        _refuse(501, "5.5.4", "REQUIRETLS has no value")
     for name in given:
         given_in.refuse_unknown(name)
-    return Mail(sender, size, body, smtputf8, ret, envid, auth)
+    return Mail(sender, size, body, smtputf8, ret, envid, auth, require_tls)
 
 
 def _rcpt(argument: str) -> Rcpt:

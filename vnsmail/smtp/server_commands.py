@@ -176,6 +176,10 @@ class Commands(BodyParts):
         if not command.smtputf8 and sender and sender.needs_smtputf8:
             self._output.append(say.NEEDS_SMTPUTF8)
             return
+        if command.require_tls and not self.secure:
+            # RFC 8689 section 4.1: it is there within TLS only.
+            self._complain(say.REQUIRETLS_IN_PLAIN)
+            return
         if size is not None and size > self._config.max_message_size:
             self._output.append(say.TOO_BIG)
             return
@@ -184,9 +188,8 @@ class Commands(BodyParts):
         self._recipients = self._refused_recipients = 0
         eight_bit = command.body == "8BITMIME"
         utf8 = command.smtputf8
-        self._ask(
-            MailRequested(sender, size, eight_bit, utf8, command.ret, command.envid)
-        )
+        asked = (command.ret, command.envid, command.require_tls)
+        self._ask(MailRequested(sender, size, eight_bit, utf8, *asked))
 
     def _rcpt_to(self, command: said.Rcpt) -> None:
         recipient = command.recipient

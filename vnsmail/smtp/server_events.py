@@ -32,6 +32,8 @@ class MailRequested(msgspec.Struct, frozen=True):
     """What notifications are to carry (RFC 3461); None: not given."""
     envid: str = ""
     """What the sender calls the transaction, as xtext; empty: not given."""
+    require_tls: bool = False
+    """REQUIRETLS was given (RFC 8689)."""
 
 
 class RecipientRequested(msgspec.Struct, frozen=True):

@@ -67,6 +67,9 @@ NO_SUCH_COMMAND = Reply(500, ("there is no such command",), "5.5.1")
 TLS_ALREADY = Reply(503, ("this is TLS already",), "5.5.1")
 SIGNED_IN_ALREADY = Reply(503, ("you have signed in already",), "5.5.1")
 TLS_BEFORE_MAIL = Reply(530, ("say STARTTLS first",), "5.7.0")
+REQUIRETLS_IN_PLAIN = Reply(
+    530, ("REQUIRETLS is for sessions within TLS: say STARTTLS first",), "5.7.10"
+)
 AUTH_BEFORE_MAIL = Reply(530, ("sign in first (AUTH)",), "5.7.0")
 TLS_BEFORE_AUTH = Reply(538, ("say STARTTLS first",), "5.7.11")
 NO_SUCH_MECHANISM = Reply(504, ("there is no such mechanism here",), "5.5.4")
@@ -87,6 +90,8 @@ def ehlo_reply(config: ServerConfig, *, secure: bool) -> bytes:
     ]
     if config.starttls and not secure:
         extensions.append("STARTTLS")
+    if secure:
+        extensions.append("REQUIRETLS")
     if may_auth(config, secure=secure):
         extensions.append(f"AUTH {' '.join(config.mechanisms)}")
     return Reply(250, (config.name, *extensions, "VRFY", "HELP")).encode()

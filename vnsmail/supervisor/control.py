@@ -238,6 +238,8 @@ class Send(_Message, frozen=True):
     machine: bool = False
     """Send as the machine itself, from an unbound socket."""
     priority: Priority = Priority.NORMAL
+    require_tls: bool = False
+    """Only by servers that have proven who they are, and ask the same (RFC 8689)."""
 
 
 class ListQueue(_Message, frozen=True):

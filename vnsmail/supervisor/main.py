@@ -375,7 +375,12 @@ class _Supervisor:
         else:
             owner, sender = self._people.sender(request.sender).host, request.sender
         mail = LocalMail(
-            owner, sender, request.recipients, uid, priority=request.priority
+            owner,
+            sender,
+            request.recipients,
+            uid,
+            priority=request.priority,
+            require_tls=request.require_tls,
         )
         queue_id = await self._services.take(mail, fds[0])
         return control.Queued(owner, queue_id)
