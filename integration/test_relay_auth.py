@@ -78,6 +78,32 @@ def test_tls_from_the_beginning(lab):
     assert "with ESMTPSA" in trace(lab, "implicit")
 
 
+def require_tls(lab, to):
+    words = (
+        "--as",
+        MESSAGE["sender"],
+        "--to",
+        to,
+        "--subject",
+        "x",
+        "--text",
+        "secret",
+    )
+    lab.vnsmail("send", *words, "--require-tls")
+
+
+def test_tls_is_required_all_the_way(lab):
+    """The relay takes it, with REQUIRETLS; the next has no TLS, so it comes back."""
+    require_tls(lab, f"user@{RELAY}")
+    eventually(lambda: lab.mail("user", RELAY), "what ends at the relay")
+    require_tls(lab, "required@north.example")
+    (notice,) = eventually(lambda: lab.mail("user", "alpha.example"), "a notice")
+    assert b"5.7.5" in notice
+    assert b"text/rfc822-headers" in notice
+    assert b"\nsecret" not in notice
+    assert lab.remote_mail("required") == []
+
+
 def test_password_is_nowhere_else(lab):
     """In one file of root's, and in nothing that is shown or logged."""
     files = [f for f in lab.root.rglob("*") if f.is_file()]

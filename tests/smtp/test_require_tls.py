@@ -46,6 +46,7 @@ def within_tls(extensions):
     session.receive_data(b"220 mx\r\n")
     session.data_to_send()
     session.receive_data(b"250-mx\r\n250-REQUIRETLS\r\n250 STARTTLS\r\n")
+    session.data_to_send()
     session.receive_data(b"220 go\r\n")
     assert session.next_event() == StartTls()
     session.tls_established()
@@ -82,6 +83,7 @@ def test_a_notice_goes_to_who_has_it_not():
 def test_never_in_plain():
     session = ClientSession("alpha.example")
     session.receive_data(b"220 mx\r\n")
+    session.data_to_send()
     session.receive_data(b"250-mx\r\n250 REQUIRETLS\r\n")
     with pytest.raises(RuntimeError):
         session.begin(message())

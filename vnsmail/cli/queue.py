@@ -11,15 +11,8 @@ from vnsmail.cli import client, selecting
 from vnsmail.cli.options import AsJson, DryRun, layout_of
 from vnsmail.cli.render import age, as_json, facts, line, progress, remark, table
 from vnsmail.cli.selecting import (
-    Domain,
     Everything,
-    Host,
-    Ids,
-    Older,
     Reason,
-    Recipient,
-    Sender,
-    StatusIs,
     Wanted,
     Work,
     Yes,
@@ -40,22 +33,19 @@ app = typer.Typer(help="Queued messages.", no_args_is_help=True)
 
 
 @app.command("list")
+@selecting.filtered("ids")
 def list_queue(
     context: typer.Context,
-    host: Host = None,
-    domain: Domain = None,
-    sender: Sender = None,
-    recipient: Recipient = None,
-    older: Older = None,
-    status: StatusIs = None,
+    meant: Wanted,
     limit: Annotated[int, typer.Option(help="How many at the most.", min=1)] = 100,
     json: AsJson = False,
 ) -> None:
     """List queued messages, oldest first, with the last answer to each recipient."""
     layout = layout_of(context)
-    meant = selecting.wanted(None, host, domain, sender, recipient, older, status)
     if meant.selection == Selection() and limit <= AT_ONCE:
-        answer = client.ask(layout, control.ListQueue(host, limit), control.QueueListed)
+        answer = client.ask(
+            layout, control.ListQueue(meant.host, limit), control.QueueListed
+        )
         found = list(answer.entries)
     else:
         found = list(selecting.entries(layout, meant, limit))
@@ -142,34 +132,23 @@ def _show(entry: QueueEntry, header: str, *, json: bool) -> None:
 
 
 @app.command()
+@selecting.filtered()
 def retry(
     context: typer.Context,
-    ids: Ids = None,
-    host: Host = None,
-    domain: Domain = None,
-    sender: Sender = None,
-    recipient: Recipient = None,
-    older: Older = None,
-    status: StatusIs = None,
+    meant: Wanted,
     everything: Everything = False,
     dry_run: DryRun = False,
     json: AsJson = False,
 ) -> None:
     """Try messages now, and ask destinations again that are down."""
-    meant = selecting.wanted(ids, host, domain, sender, recipient, older, status)
     _work(context, meant, "retry", everything=everything, dry_run=dry_run, json=json)
 
 
 @app.command()
+@selecting.filtered()
 def hold(
     context: typer.Context,
-    ids: Ids = None,
-    host: Host = None,
-    domain: Domain = None,
-    sender: Sender = None,
-    recipient: Recipient = None,
-    older: Older = None,
-    status: StatusIs = None,
+    meant: Wanted,
     reason: Reason = "held by the postmaster",
     dry_run: DryRun = False,
     json: AsJson = False,
@@ -179,7 +158,6 @@ def hold(
     `--host` alone holds all that the host sends, `--host` with `--domain` all that it
     sends there, also what comes later. Anything else holds the messages that are there.
     """
-    meant = selecting.wanted(ids, host, domain, sender, recipient, older, status)
     place = _place(meant)
     if place is not None:
         _hold_place(
@@ -190,14 +168,10 @@ def hold(
 
 
 @app.command()
+@selecting.filtered("status")
 def release(
     context: typer.Context,
-    ids: Ids = None,
-    host: Host = None,
-    domain: Domain = None,
-    sender: Sender = None,
-    recipient: Recipient = None,
-    older: Older = None,
+    meant: Wanted,
     everything: Everything = False,
     dry_run: DryRun = False,
     json: AsJson = False,
@@ -208,7 +182,6 @@ def release(
     for themselves are released by id, by `--sender`, `--recipient` or `--older`, or with
     `--all`.
     """
-    meant = selecting.wanted(ids, host, domain, sender, recipient, older, None)
     place = _place(meant)
     if place is not None and not everything:
         _hold_place(
@@ -226,36 +199,25 @@ def release(
 
 
 @app.command()
+@selecting.filtered()
 def delete(
     context: typer.Context,
-    ids: Ids = None,
-    host: Host = None,
-    domain: Domain = None,
-    sender: Sender = None,
-    recipient: Recipient = None,
-    older: Older = None,
-    status: StatusIs = None,
+    meant: Wanted,
     everything: Everything = False,
     yes: Yes = False,
     dry_run: DryRun = False,
     json: AsJson = False,
 ) -> None:
     """Throw messages away; nobody is told. Recipients that are not meant stay."""
-    meant = selecting.wanted(ids, host, domain, sender, recipient, older, status)
     _sure(context, meant, "delete", everything=everything, yes=yes or dry_run)
     _work(context, meant, "delete", everything=everything, dry_run=dry_run, json=json)
 
 
 @app.command()
+@selecting.filtered()
 def bounce(
     context: typer.Context,
-    ids: Ids = None,
-    host: Host = None,
-    domain: Domain = None,
-    sender: Sender = None,
-    recipient: Recipient = None,
-    older: Older = None,
-    status: StatusIs = None,
+    meant: Wanted,
     everything: Everything = False,
     reason: Reason = "the postmaster has returned the message",
     yes: Yes = False,
@@ -263,7 +225,6 @@ def bounce(
     json: AsJson = False,
 ) -> None:
     """Give messages back to their senders, with a notice that says why."""
-    meant = selecting.wanted(ids, host, domain, sender, recipient, older, status)
     _sure(context, meant, "bounce", everything=everything, yes=yes or dry_run)
     _work(
         context,
@@ -274,6 +235,81 @@ def bounce(
         dry_run=dry_run,
         json=json,
     )
+
+
+@app.command()
+@selecting.filtered()
+def move(
+    context: typer.Context,
+    meant: Wanted,
+    to: Annotated[str, typer.Option(help="The virtual host that is to send them.")],
+    everything: Everything = False,
+    force: Annotated[
+        bool,
+        typer.Option(help="Also messages whose sender is in none of its domains."),
+    ] = False,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+    json: AsJson = False,
+) -> None:
+    """Move messages to another host's queue, which sends them from then on.
+
+    They leave from its address, under its name, signed with its keys too, and are due
+    at once; they stay as old as they are. Each goes once, whatever is interrupted: what
+    was begun is finished by itself. What is being sent stays. Messages whose sender is
+    in none of its domains stay, unless --force is given.
+    """
+    if meant.host is None:
+        raise BadInput("host", "", "say whose messages: give --host")
+    if not (dry_run or yes):
+        _sure_to_move(context, meant, to, force=force, everything=everything)
+    _refuse_whole(meant, everything=everything)
+    done, refused = Work(), list[str]()
+    for page in selecting.moved(
+        layout_of(context), meant, to, force=force, dry_run=dry_run
+    ):
+        done.messages += page.messages
+        done.recipients += page.recipients
+        done.under_way += page.under_way
+        refused += page.refused
+    if json:
+        as_json({"done": done, "refused": refused})
+    else:
+        _show_moved(done, refused, to, dry_run=dry_run)
+    if refused or (meant.selection.ids and not done.messages):
+        raise typer.Exit(1)
+
+
+def _show_moved(done: Work, refused: list[str], to: str, *, dry_run: bool) -> None:
+    text = f"{done.messages} messages ({done.recipients} recipients)"
+    remark(f"{text} {'would be ' if dry_run else ''}moved to {to}")
+    if done.under_way:
+        remark(f"{done.under_way} messages are being sent, and were left alone")
+    if refused:
+        few = ", ".join(refused[:3]) + (" …" if len(refused) > 3 else "")
+        remark(
+            f"{len(refused)} messages stay: {to} does not send for their senders "
+            f"({few}); --force moves them all the same"
+        )
+
+
+def _refuse_whole(meant: Wanted, *, everything: bool) -> None:
+    """Refuse what was perhaps not meant: the whole queue of a host."""
+    if meant.selection == Selection() and not everything:
+        remedy = "say which: ids, --domain, --sender …, or --all of this host"
+        raise BadInput("messages", "all", remedy)
+
+
+def _sure_to_move(
+    context: typer.Context, meant: Wanted, to: str, *, force: bool, everything: bool
+) -> None:
+    _refuse_whole(meant, everything=everything)
+    if not sys.stdin.isatty():
+        raise BadInput("confirmation", "", "give --yes to move without being asked")
+    pages = selecting.moved(layout_of(context), meant, to, force=force, dry_run=True)
+    count = sum(page.messages for page in pages)
+    if not typer.confirm(f"move {count} messages to {to}?", err=True):
+        raise typer.Exit(1)
 
 
 _DONE = {

@@ -1,10 +1,11 @@
 """Which queued messages a command means, and going through them page by page."""
 
+import inspect
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
@@ -97,6 +98,49 @@ def wanted(
     )
 
 
+_FILTERS = {
+    "ids": Ids,
+    "host": Host,
+    "domain": Domain,
+    "sender": Sender,
+    "recipient": Recipient,
+    "older": Older,
+    "status": StatusIs,
+}
+
+
+def filtered(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options that say which messages are meant, as ``meant``.
+
+    Args:
+        without: those of the options that it does not have.
+    """
+    options = {name: kind for name, kind in _FILTERS.items() if name not in without}
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        own = dict(inspect.signature(function).parameters)
+        del own["meant"]
+        context, *rest = own.values()
+
+        def command(**given: Any) -> None:  # noqa: ANN401  whatever typer read
+            words = {name: given.pop(name, None) for name in _FILTERS}
+            function(meant=wanted(**words), **given)
+
+        kind = inspect.Parameter.KEYWORD_ONLY
+        filters = [
+            inspect.Parameter(name, kind, default=None, annotation=each)
+            for name, each in options.items()
+        ]
+        others = [each.replace(kind=kind) for each in rest]
+        whole = [context.replace(kind=kind), *filters, *others]
+        command.__signature__ = inspect.Signature(whole)  # type: ignore[attr-defined]
+        command.__annotations__ = {each.name: each.annotation for each in whole}
+        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        return command
+
+    return decorate
+
+
 def age(text: str) -> int:
     """Return the seconds of 90m, 12h or 3d.
 
@@ -170,6 +214,23 @@ def work(
             done.recipients += page.recipients
             done.under_way += page.under_way
             yield replace(done)
+            place = page.place
+            if not place:
+                break
+
+
+def moved(
+    layout: Layout, meant: Wanted, to: str, *, force: bool, dry_run: bool
+) -> Iterator[control.QueueMoved]:
+    """Move all that is meant of one host to another, page by page."""
+    for owner in owners(layout, meant.host):
+        place = ""
+        while True:
+            question = control.MoveQueue(
+                owner, to, meant.selection, place, force, dry_run
+            )
+            page = client.ask(layout, question, control.QueueMoved)
+            yield page
             place = page.place
             if not place:
                 break

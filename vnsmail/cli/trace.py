@@ -100,6 +100,8 @@ def said(event: Event) -> str:  # noqa: PLR0911  one line an event, like a table
             return _attempt(event) + when
         case record.Held(reason=reason):
             return reason
+        case record.Moved(to=to, recipients=recipients):
+            return f"to {to}: {', '.join(recipients)}"
         case record.Deleted(recipients=recipients):
             return ", ".join(recipients)
         case record.Delayed():

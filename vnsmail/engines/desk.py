@@ -55,14 +55,14 @@ class Desk:
         Raises:
             QueueUnavailable: the queue cannot be read.
         """
-        found, place = await self._page(
+        found, place = await self.page(
             request.selection, request.after, min(request.limit, PAGE)
         )
         holds = await self._queue.holds()
         entries = tuple(fitting(found, self._agent, holds))
         if len(entries) < len(found) and entries:
             # Too much for one message of ours: a shorter page, to know its place.
-            _, place = await self._page(request.selection, request.after, len(entries))
+            _, place = await self.page(request.selection, request.after, len(entries))
         return entries, place
 
     async def header(self, message_id: str) -> str:
@@ -75,9 +75,10 @@ class Desk:
         block = await asyncio.to_thread(lambda: header_block(body.chunks()))
         return block[:LONGEST_HEADER].decode(errors="replace")
 
-    async def _page(
+    async def page(
         self, wanted: Selection, after: str, limit: int
     ) -> tuple[list[QueuedMessage], str]:
+        """Return messages that are meant, and where the search goes on."""
         if wanted.status == "active":
             flying = self._agent.in_memory() if self._agent else []
             ids = set(wanted.ids) & set(flying) if wanted.ids else flying
@@ -142,12 +143,20 @@ class Desk:
             QueueUnavailable: nothing of the page is changed.
         """
         wanted = request.selection
-        found, place = await self._page(wanted, request.after, PAGE)
+        found, place = await self.page(wanted, request.after, PAGE)
         meant = [
             (each, [r.address for r in each.recipients if wanted.means(r.address)])
             for each in found
         ]
         meant = [(each, addresses) for each, addresses in meant if addresses]
+        moving = await self._queue.moves()
+        if moving and request.action != "delete":
+            # The other host may have it already.
+            elsewhere = len(meant)
+            meant = [pair for pair in meant if pair[0].envelope.id not in moving]
+            elsewhere -= len(meant)
+        else:
+            elsewhere = 0
         if request.action == "hold":
             meant = [(each, to) for each, to in meant if not each.held]
         flying: set[str] = set()
@@ -155,7 +164,8 @@ class Desk:
             flying = await self._act(request.action, meant, request.reason)
         done = [pair for pair in meant if pair[0].envelope.id not in flying]
         recipients = sum(len(addresses) for _, addresses in done)
-        return len(done), recipients, len(meant) - len(done), place
+        alone = len(meant) - len(done) + elsewhere
+        return len(done), recipients, alone, place
 
     async def _act(self, action: Action, meant: "Meant", reason: str) -> set[str]:
         """Return the messages that were left alone."""

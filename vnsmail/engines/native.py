@@ -168,6 +168,16 @@ class Worker:
                 return protocol.QueueWorked(request.id, *worked)
             case protocol.HoldPlace():
                 return await self._hold(request)
+            case protocol.BeginMove():
+                return await self._owner(request.owner).mover().begin(request)
+            case protocol.CopyOut():
+                copied = await self._owner(request.owner).mover().copy(request, fds[0])
+                return protocol.CopiedOut(request.id, copied)
+            case protocol.Adopt():
+                adopted = await self._owner(request.owner).adopt(request, fds[0])
+                return protocol.Injected(request.id, adopted)
+            case protocol.EndMove():
+                await self._owner(request.owner).mover().end(request.queue_id)
             case protocol.Stop():
                 self.end()
         return protocol.Done(request.id)

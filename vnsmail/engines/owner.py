@@ -29,8 +29,10 @@ from vnsmail.engines.doors import credentials, listen
 from vnsmail.engines.explaining import explained
 from vnsmail.engines.listing import fitting
 from vnsmail.engines.local_mail import given_back, taken_in
+from vnsmail.engines.moving import Mover, read_in, token_of
 from vnsmail.engines.protection import Protection, believed
 from vnsmail.engines.protocol import (
+    Adopt,
     Explained,
     LocalMail,
     OwnerFacts,
@@ -147,6 +149,8 @@ class OwnerService:
         self._delivering: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
         self._fault = ""
+        self._moving = 0
+        """Messages on their way to other queues, when it was last looked."""
 
     def _asked(self, facts: OwnerFacts) -> tuple[OpenSocket, tuple[str, ...]]:
         """Return who opens sockets to name servers, and which these are."""
@@ -191,6 +195,7 @@ class OwnerService:
         loop = asyncio.get_running_loop()
         self._counters = await loop.run_in_executor(self._executor, load)
         queued = (await queue.counts()).bytes
+        self._moving = len(await queue.moves())
         owner, limits = self._facts.owner, self._facts.limits
         self._allowance = HostAllowance(owner, limits, self._counters.hour, queued)
 
@@ -373,6 +378,8 @@ class OwnerService:
         problem = self._fault or (agent.problem if agent is not None else "")
         try:
             counts = await self._opened().counts()
+            if self._moving:
+                self._moving = len(await self._opened().moves())
         except VnsmailError as error:
             problem = problem or str(error)
             counts = QueueCounts(0, 0, 0, 0, None)
@@ -393,6 +400,7 @@ class OwnerService:
             failed_sign_ins=self._rules.memory.guesses.total,
             octets=counts.bytes,
             suspended=self._facts.suspended,
+            moving=self._moving,
         )
 
     async def explain(self, number: int, address: str) -> Explained:
@@ -426,6 +434,50 @@ class OwnerService:
             NotServed: it is not open.
         """
         return Desk(self._facts.owner, self._opened(), self._agent, self._tell)
+
+    def mover(self) -> Mover:
+        """Return what moves messages to other hosts' queues.
+
+        Raises:
+            NotServed: it is not open.
+        """
+        self._moving = max(self._moving, 1)
+        return Mover(
+            self._facts.owner,
+            self._opened(),
+            self._agent,
+            self.desk(),
+            self._tell,
+            self._executor,
+        )
+
+    async def adopt(self, asked: Adopt, fd: int) -> str:
+        """Queue a message of another host's, signed as this one's; return its id.
+
+        Raises:
+            Suspended, LimitReached: this host may not send now.
+            QueueUnavailable: it cannot be kept.
+        """
+        if self._facts.suspended:
+            raise Suspended(self._facts.owner)
+        envelope, now = asked.envelope, time.time()
+        loop = asyncio.get_running_loop()
+        reading = partial(read_in, os.dup(fd), self._folder)
+        body = await loop.run_in_executor(self._executor, reading)
+        body = await self._authenticity.signer.signed(body)
+        envelope = replace(
+            envelope,
+            # It is as old as it was.
+            id=new_id(envelope.received_at, os.urandom(ENTROPY_BYTES)),
+            owner=Owner(self._facts.owner),
+        )
+        try:
+            await self._keep(envelope, body, token_of(asked), now)
+        except AlreadyQueued as earlier:
+            return earlier.queue_id
+        about = asked.envelope.id
+        self._tell_of(envelope, body.size, "move", about=about)
+        return envelope.id
 
     async def list_queue(self, limit: int) -> tuple[QueueEntry, ...]:
         """Return queued messages, oldest first: as many as one message of ours holds.
@@ -492,7 +544,13 @@ class OwnerService:
         for address in addresses:
             self._listening.pop(address, None)
 
-    async def _keep(self, envelope: Envelope, body: Body, token: str = "") -> None:
+    async def _keep(
+        self,
+        envelope: Envelope,
+        body: Body,
+        token: str = "",
+        at: float | None = None,
+    ) -> None:
         """Make a message durable, then deliver it.
 
         Mail for users here takes the same way: 250 is said after one commit, whoever
@@ -509,7 +567,7 @@ class OwnerService:
         sending = self._take_room(envelope, body)
         kept = False
         try:
-            await queue.accept(envelope, body, token)
+            await queue.accept(envelope, body, token, at)
             kept = True
         finally:
             self._taken(envelope, body, size, sending=sending, kept=kept)

@@ -268,6 +268,44 @@ class HoldPlace(_Message, frozen=True):
     """Change nothing, and tell what is held."""
 
 
+class BeginMove(_Message, frozen=True):
+    """Hold messages that go to another host, a page; answer which are to be copied."""
+
+    owner: str
+    target: str = ""
+    """Empty: finish what was begun before, wherever it goes."""
+    domains: tuple[str, ...] = ()
+    """Whose senders the target may send for."""
+    selection: Selection = Selection()
+    after: str = ""
+    force: bool = False
+    """Other senders too."""
+    dry_run: bool = False
+
+
+class CopyOut(_Message, frozen=True):
+    """Write a message that moves into the file whose descriptor comes along."""
+
+    owner: str
+    queue_id: str
+
+
+class Adopt(_Message, frozen=True):
+    """Queue a message of another host's; its descriptor comes along."""
+
+    owner: str
+    envelope: Envelope
+    source: str
+    nonce: str
+
+
+class EndMove(_Message, frozen=True):
+    """Forget recipients of a message that another host has."""
+
+    owner: str
+    queue_id: str
+
+
 class Stop(_Message, frozen=True):
     """Finish what is being said, keep the rest queued, and end."""
 
@@ -288,6 +326,10 @@ Request: TypeAlias = (
     | FindQueue
     | WorkQueue
     | HoldPlace
+    | BeginMove
+    | CopyOut
+    | Adopt
+    | EndMove
     | Stop
 )
 
@@ -341,6 +383,8 @@ class OwnerReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What sends for it, if that is not its worker."""
     engine_messages: int = 0
     """Messages in the queue of that."""
+    moving: int = 0
+    """Messages on their way to other hosts' queues."""
 
 
 class Tally(msgspec.Struct, forbid_unknown_fields=True):
@@ -450,8 +494,37 @@ class PlaceHeld(_Message, frozen=True):
     """What is held now, with the reason."""
 
 
+class Leaving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A message on its way to another host."""
+
+    queue_id: str
+    target: str
+    nonce: str
+    recipients: int
+
+
+class MoveBegun(_Message, frozen=True):
+    """Answer to BeginMove."""
+
+    leaving: tuple[Leaving, ...]
+    under_way: int
+    """Messages that were left alone: they are being sent, or go elsewhere."""
+    refused: tuple[str, ...]
+    """Queue ids of those whose sender the target does not send for."""
+    place: str
+
+
+class CopiedOut(_Message, frozen=True):
+    """Answer to CopyOut: it is in the file."""
+
+    envelope: Envelope | None
+    """With the recipients that move; None: there are none any more."""
+
+
 Answer: TypeAlias = (
-    QueueFound
+    MoveBegun
+    | CopiedOut
+    | QueueFound
     | QueueWorked
     | PlaceHeld
     | Done

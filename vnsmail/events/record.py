@@ -47,7 +47,7 @@ class Accepted(
     """A message is on disk, and whoever brought it was told so."""
 
     via: str
-    """``mx``, ``submission``, ``local``, ``notice`` or ``forward``."""
+    """``mx``, ``submission``, ``local``, ``notice``, ``forward`` or ``move``."""
     sender: str
     recipients: tuple[str, ...]
     recipient_count: int
@@ -153,6 +153,16 @@ class Deleted(_OfMessage, frozen=True, kw_only=True, omit_defaults=True, tag="de
     recipient_count: int
 
 
+class Moved(_OfMessage, frozen=True, kw_only=True, omit_defaults=True, tag="moved"):
+    """An operator moved it to another host's queue, and it is there."""
+
+    to: str
+    """The host."""
+    sender: str
+    recipients: tuple[str, ...]
+    recipient_count: int
+
+
 class SourceMissing(
     _Event, frozen=True, kw_only=True, omit_defaults=True, tag="source_missing"
 ):
@@ -203,6 +213,7 @@ Event: TypeAlias = (
     | Held
     | Released
     | Deleted
+    | Moved
     | SourceMissing
     | SourceBack
     | WrongSource

@@ -95,6 +95,18 @@ class Due:
     message: QueuedMessage
 
 
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A message that goes to another host's queue."""
+
+    target: str
+    """The host."""
+    nonce: str
+    """Of this move and no other: the target takes a message with the same once."""
+    recipients: tuple[str, ...]
+    """Those that go; others stay."""
+
+
 Place: TypeAlias = tuple[str, int]
 """Where a walk through a queue is: destination and priority."""
 

@@ -26,6 +26,7 @@ from vnsmail.errors import QueueUnavailable
 from vnsmail.model import Envelope, Outcome, Verdict
 from vnsmail.queue.body import Body
 from vnsmail.queue.envelope import (
+    Move,
     Place,
     QueueCounts,
     QueuedMessage,
@@ -126,7 +127,13 @@ class Queue:
 
     # Changes --------------------------------------------------------------------
 
-    async def accept(self, envelope: Envelope, body: Body, token: str = "") -> None:
+    async def accept(
+        self,
+        envelope: Envelope,
+        body: Body,
+        token: str = "",
+        at: float | None = None,
+    ) -> None:
         """Add a message; on return it is on disk, and 250 may be said.
 
         The body belongs to the queue from here on, also if this fails. A message with
@@ -138,7 +145,7 @@ class Queue:
         """
         if body.file is not None:
             await self._sync_bodies([body])
-        await self._change(Accept(envelope, body, token))
+        await self._change(Accept(envelope, body, token, at))
 
     def accept_soon(self, envelope: Envelope, body: Body) -> "asyncio.Future[None]":
         """Add a message whose body is in memory; the future is done as ``accept`` is.
@@ -295,6 +302,10 @@ class Queue:
     async def holds(self) -> dict[str, str]:
         """Return the destinations that an operator holds, with the reason."""
         return await self._ask(self._store.holds)
+
+    async def moves(self) -> dict[str, Move]:
+        """Return what is on its way to other queues, by queue id."""
+        return await self._ask(self._store.moves)
 
     async def list(self, limit: int, after: str = "") -> Messages:
         """Return messages with queue ids beyond ``after``, oldest first."""

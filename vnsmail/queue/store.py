@@ -54,7 +54,7 @@ from vnsmail.errors import QueueUnavailable, VnsmailError
 from vnsmail.model import Envelope, Outcome, Verdict
 from vnsmail.queue.arrival import TOGETHER
 from vnsmail.queue.body import INCOMING, Body
-from vnsmail.queue.envelope import Place, QueueCounts, QueuedMessage, Walk
+from vnsmail.queue.envelope import Move, Place, QueueCounts, QueuedMessage, Walk
 from vnsmail.queue.selection import Selection
 from vnsmail.queue.tables import MIGRATIONS, SCHEMA, VERSION, Refused, Tables
 
@@ -85,6 +85,8 @@ class Accept:
     body: Body
     token: str = ""
     """Whoever hands the message over may do it again after a crash: it is added once."""
+    at: float | None = None
+    """When it is handed over, seconds since the epoch; None: when it arrived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,7 +436,7 @@ class QueueStore:
         """Make a change, but for the messages that it adds."""
         if isinstance(change, Accept):
             if change.token:
-                self._tables.take(change.token, change.envelope)
+                self._tables.take(change.token, change.envelope, change.at)
             return
         if isinstance(change, Alter):
             change.act(self._tables)
@@ -517,6 +519,11 @@ class QueueStore:
         """Return the destinations that are held, with the reason."""
         with self._in_our_words():
             return self._awake().holds()
+
+    def moves(self) -> dict[str, Move]:
+        """Return what is on its way to other queues, by queue id."""
+        with self._in_our_words():
+            return self._awake().moves()
 
     def _awake(self) -> Tables:
         """Return the tables of a file that is open."""

@@ -35,6 +35,7 @@ from vnsmail.queue.body import Body
 from vnsmail.queue.departure import Departed, depart
 from vnsmail.queue.envelope import (
     Due,
+    Move,
     Place,
     QueueCounts,
     QueuedMessage,
@@ -101,6 +102,15 @@ CREATE TABLE hold (                 -- destinations that an operator holds
 ) STRICT, WITHOUT ROWID;
 """
 
+SINCE_4 = """
+CREATE TABLE moving (               -- messages on their way to another host's queue
+    id TEXT PRIMARY KEY,
+    target TEXT NOT NULL,
+    nonce TEXT NOT NULL,            -- of this move and no other
+    recipients TEXT NOT NULL        -- those that move, as JSON
+) STRICT, WITHOUT ROWID;
+"""
+
 REMEMBERED = 30 * 86400.0
 """Seconds that a token is known. Whoever hands a message over lets go of it at once, or
 when it runs again."""
@@ -124,11 +134,11 @@ CREATE INDEX due ON recipient (destination, priority, next_attempt_at, message);
 """
     + SINCE_2,
     2: "ALTER TABLE message ADD COLUMN held TEXT NOT NULL DEFAULT '';" + SINCE_3,
-    3: "ALTER TABLE message ADD COLUMN tls TEXT NOT NULL DEFAULT '';",
+    3: "ALTER TABLE message ADD COLUMN tls TEXT NOT NULL DEFAULT '';" + SINCE_4,
 }
 """By version, what turns its tables into those of the next one."""
 
-SCHEMA += SINCE_2 + SINCE_3
+SCHEMA += SINCE_2 + SINCE_3 + SINCE_4
 
 _MESSAGES = (
     "SELECT number, id, owner, sender, received_at, eight_bit, smtputf8, size,"
@@ -160,6 +170,8 @@ _NEXT = (
     " ORDER BY next_attempt_at LIMIT 1"
 )
 
+_addresses = msgspec.json.Encoder().encode
+_read_addresses = msgspec.json.Decoder(tuple[str, ...]).decode
 _to_json = msgspec.json.Encoder().encode
 _from_json = msgspec.json.Decoder(Outcome).decode
 
@@ -228,8 +240,13 @@ class Tables:
         size = sum(body.size for _, body in arriving)
         self._count(len(arriving), len(rows), 0, size)
 
-    def take(self, token: str, envelope: Envelope) -> None:
+    def take(self, token: str, envelope: Envelope, at: float | None = None) -> None:
         """Note that a message was taken that somebody may hand over again.
+
+        Args:
+            token: of whoever hands it over.
+            envelope: the message.
+            at: now, seconds since the epoch; None: it has just arrived.
 
         Raises:
             Refused: it was taken before.
@@ -237,11 +254,12 @@ class Tables:
         execute = self._connection.execute
         for (queue_id,) in execute("SELECT id FROM taken WHERE token = ?", (token,)):
             raise Refused(AlreadyQueued(queue_id))
-        old = envelope.received_at - REMEMBERED
+        at = envelope.received_at if at is None else at
+        old = at - REMEMBERED
         execute("DELETE FROM taken WHERE at < ?", (old,))
         execute(
             "INSERT INTO taken VALUES (?, ?, ?)",
-            (token, envelope.id, envelope.received_at),
+            (token, envelope.id, at),
         )
 
     def settle(
@@ -277,6 +295,7 @@ class Tables:
             )
             return False
         self._count(-1, 0, 0, -row.size)
+        self._connection.execute("DELETE FROM moving WHERE id = ?", (message_id,))
         for statement in (
             "DELETE FROM recipient WHERE message = ?",
             "DELETE FROM head WHERE message = ?",
@@ -513,6 +532,29 @@ class Tables:
         self._connection.execute(
             "UPDATE message SET held = '' WHERE id = ?", (message_id,)
         )
+
+    def begin_move(self, message_id: str, move: Move) -> None:
+        """Hold a message as it goes elsewhere (within a transaction); again is the same."""
+        self._connection.execute(
+            "INSERT OR IGNORE INTO moving SELECT id, ?, ?, ? FROM message WHERE id = ?",
+            (move.target, move.nonce, _addresses(move.recipients).decode(), message_id),
+        )
+        self.hold(message_id, f"on its way to {move.target}")
+
+    def end_move(self, message_id: str, now: float) -> None:
+        """Have it go nowhere any more; what is left of it is due."""
+        self._connection.execute("DELETE FROM moving WHERE id = ?", (message_id,))
+        self.release(message_id, now)
+
+    def moves(self) -> dict[str, Move]:
+        """Return what is on its way to other queues, by queue id."""
+        rows: list[Any] = self._connection.execute(
+            "SELECT id, target, nonce, recipients FROM moving"
+        ).fetchall()
+        return {
+            message_id: Move(target, nonce, _read_addresses(recipients))
+            for message_id, target, nonce, recipients in rows
+        }
 
     def hasten(self, message_id: str, address: str, now: float) -> None:
         """Let a recipient be due now, unless held (within a transaction)."""

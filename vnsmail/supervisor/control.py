@@ -283,6 +283,18 @@ class HoldPlace(_Message, frozen=True):
     """Change nothing, and tell what is held."""
 
 
+class MoveQueue(_Message, frozen=True):
+    """Move queued messages of one owner that are meant to another host, a page."""
+
+    owner: str
+    target: str
+    selection: Selection = Selection()
+    after: str = ""
+    force: bool = False
+    """Also those whose sender is in none of its domains."""
+    dry_run: bool = False
+
+
 class GetGuard(_Message, frozen=True):
     """How are a host's source addresses guarded by the kernel?"""
 
@@ -377,6 +389,7 @@ Request: TypeAlias = (
     | FindQueue
     | WorkQueue
     | HoldPlace
+    | MoveQueue
     | GetGuard
     | SetCertificate
     | RemoveCertificate
@@ -567,6 +580,17 @@ class QueueWorked(_Message, frozen=True):
     place: str
 
 
+class QueueMoved(_Message, frozen=True):
+    """Answer to MoveQueue: what was moved, or would be."""
+
+    messages: int
+    recipients: int
+    under_way: int
+    refused: tuple[str, ...]
+    """Queue ids of those whose sender is in none of the target's domains."""
+    place: str
+
+
 class PlaceHeld(_Message, frozen=True):
     """Answer to HoldPlace."""
 
@@ -691,6 +715,7 @@ Answer: TypeAlias = (
     | QueueListed
     | QueuePage
     | QueueWorked
+    | QueueMoved
     | PlaceHeld
     | Guarded
     | Measured

@@ -49,6 +49,7 @@ from vnsmail.supervisor.network import Network
 from vnsmail.supervisor.notify import Manager, manager
 from vnsmail.supervisor.people import People
 from vnsmail.supervisor.privileges import NET_ADMIN, SYS_ADMIN, effective
+from vnsmail.supervisor.queue_moves import QueueMoves
 from vnsmail.supervisor.services import MACHINE_WORKER, Services
 
 RESOLV_CONF = Path("/etc/resolv.conf")
@@ -168,6 +169,7 @@ class _Supervisor:
         self._moving = Moving(
             self._hosts, layout, directory, self._services, network, account
         )
+        self._queue_moves = QueueMoves(self._services)
         self._drops = Drops(
             layout,
             directory,
@@ -251,6 +253,7 @@ class _Supervisor:
                 beside = [
                     tasks.create_task(control_server.serve(sock, self._handle)),
                     tasks.create_task(self._hosts.mend()),
+                    tasks.create_task(self._queue_moves.finish()),
                     tasks.create_task(self._mending.run()),
                     tasks.create_task(self._auditing.run()),
                     tasks.create_task(drop_server.serve(drop_sock, self._drops)),
@@ -334,6 +337,8 @@ class _Supervisor:
                 return await self._send(request, fds, uid)
             case control.ListQueue():
                 return await self._list_queue(request)
+            case control.MoveQueue():
+                return await self._queue_moves.move(request)
             case control.FindQueue() | control.WorkQueue() | control.HoldPlace():
                 return await Desk(self._services).handle(request)
             case control.WatchMail():
