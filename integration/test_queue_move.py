@@ -45,7 +45,7 @@ def test_only_for_whom_the_other_host_sends(lab):
     shared = lab.send("user@shared.example", "shared@north.example")
     lab.vnsmail("host", "set", ALPHA, "--domain", "none")
     lab.vnsmail("host", "set", BETA, "--domain", "shared.example")
-    words = ("dkim", "create", BETA, "--domain", "shared.example", "--active")
+    words = ("dkim", "create", BETA, "--domain", "shared.example", "--activate")
     lab.vnsmail(*words, "--algorithm", "ed25519")
 
     done = move(lab, "--all", check=False)

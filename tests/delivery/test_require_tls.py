@@ -9,7 +9,7 @@ from vnsmail.delivery.security import Security, TlsRules
 from vnsmail.model import Family, TlsWish, Verdict, ip_address
 from vnsmail.resolve.tlsa import TlsaFound
 from vnsmail.sasl.client import Login
-from vnsmail.settings import DeliverySettings
+from vnsmail.settings import DeliverySettings, checked
 from vnsmail.tls.policy import Check, Level
 from vnsmail.tls.sts import Mode, Policy
 
@@ -41,12 +41,12 @@ class Policies:
 
 
 def protect(wish, *, settings=None, secure=False, policy=None, relay="", hops=HOPS):
-    rules = TlsRules(DeliverySettings.model_validate(settings or {}), "alpha.example")
+    rules = TlsRules(checked(DeliverySettings, settings or {}), "alpha.example")
     security = Security(rules, Zone(secure=secure), Policies(policy))
     return asyncio.run(security.protect(DOMAIN, hops, relay, wish))
 
 
-def checks(found):
+def steps_of(found):
     return [step.check for hop in found for step in hop.tls.steps]
 
 
@@ -65,7 +65,7 @@ ENFORCED = Policy(Mode.ENFORCE, ("mx1.north.example",), 86400)
 )
 def test_required_of_a_server_that_is_vouched_for(given):
     """Its certificate is looked at, and there is no other way to it."""
-    assert checks(protect(TlsWish.REQUIRED, **given)) == [Check.NAME]
+    assert steps_of(protect(TlsWish.REQUIRED, **given)) == [Check.NAME]
 
 
 @pytest.mark.parametrize("level", ["none", "may", "encrypt", "verify"])
@@ -77,14 +77,14 @@ def test_required_where_anybody_could_have_forged_the_name(level):
 
 def test_what_the_destination_wants_does_not_count():
     """TLS-Required: No (section 4.2.2)."""
-    assert checks(protect(TlsWish.USUAL, policy=ENFORCED)) == [Check.NAME]
-    optional = checks(protect(TlsWish.OPTIONAL, policy=ENFORCED))
+    assert steps_of(protect(TlsWish.USUAL, policy=ENFORCED)) == [Check.NAME]
+    optional = steps_of(protect(TlsWish.OPTIONAL, policy=ENFORCED))
     assert optional == [Check.ANY, Check.PLAIN]
 
 
 def test_what_the_postmaster_wants_counts_all_the_same():
     found = protect(TlsWish.OPTIONAL, settings={"tls": {"policy": "secure"}})
-    assert checks(found) == [Check.NAME]
+    assert steps_of(found) == [Check.NAME]
 
 
 @pytest.mark.parametrize("level", ["none", "may", "encrypt", "verify"])
@@ -93,13 +93,14 @@ def test_who_gets_a_password_proves_who_it_is(level):
     settings = {"tls": {"policy": level}}
     relay = "relay.example:587"
     found = protect(TlsWish.USUAL, settings=settings, relay=relay, hops=hops)
-    assert checks(found) == [Check.NAME]
+    assert steps_of(found) == [Check.NAME]
 
 
 def test_only_for_the_relay_itself_it_can_be_lowered():
     rules = TlsRules(
-        DeliverySettings.model_validate(
-            {"tls": {"destination": {"relay.example": "encrypt", DOMAIN: "encrypt"}}}
+        checked(
+            DeliverySettings,
+            {"tls": {"destination": {"relay.example": "encrypt", DOMAIN: "encrypt"}}},
         ),
         "alpha.example",
     )

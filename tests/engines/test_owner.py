@@ -89,7 +89,7 @@ async def test_250_is_said_after_the_commit(lodging, monkeypatch):
     """A message that the queue did not take is not acknowledged."""
     await lodging.opened()
 
-    async def full(self, envelope, body, token=""):
+    async def full(self, envelope, body, token="", at=None):
         body.discard()
         raise QueueUnavailable("queue.db", "its disk is full")
 

@@ -242,22 +242,33 @@ class Lifecycle:
             )
             if dry_run:
                 return control.Changed(said.details, said.steps, changed=False)
-            had_password = relay.kept(self._layout, name)
-            if password and after.facts.relay is not None:
-                # It is told to nobody until the relay is the one that it is for.
-                relay.put(self._layout, name, after.facts.relay, password)
-            self._directory.change(after.facts)
-            try:
-                await self._carry_out(change, rest)
-            except BaseException:
-                if password:
-                    relay.put_back(self._layout, name, had_password)
-                await asyncio.shield(self._undo(Change(after, before), rest))
-                raise
-        if after.facts.relay is None:
-            relay.forget(self._layout, name)
+            await self._make_it_so(before, after, rest, password)
         log.info("host.changed", host=name, details=said.details)
         return said
+
+    async def _make_it_so(
+        self,
+        before: Tenant,
+        after: Tenant,
+        rest: Sequence[VirtualHost],
+        password: str,
+    ) -> None:
+        """Write down a change and bring it about; if that fails, all is as before."""
+        name, wanted = after.facts.name, after.facts.relay
+        had_password = relay.kept(self._layout, name)
+        if password and wanted is not None:
+            # It is told to nobody until the relay is the one that it is for.
+            relay.put(self._layout, name, wanted, password)
+        self._directory.change(after.facts)
+        try:
+            await self._carry_out(Change(before, after), rest)
+        except BaseException:
+            if password:
+                relay.put_back(self._layout, name, had_password)
+            await asyncio.shield(self._undo(Change(after, before), rest))
+            raise
+        if wanted is None:
+            relay.forget(self._layout, name)
 
     async def _new_password(
         self, host: VirtualHost, password: str, *, dry_run: bool
