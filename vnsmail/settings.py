@@ -422,19 +422,30 @@ LMTP = "lmtp:"
 
 def _relay(text: str) -> str:
     """Return a route: ``mx``, or a host with or without a port, or a store."""
-    text = text.strip().lower()
-    if text.startswith(LMTP):
-        return LMTP + _store(text.removeprefix(LMTP))
+    text = text.strip()
+    if text.lower().startswith(LMTP):
+        store = text[len(LMTP) :]
+        # A path is as it is written, a name is not.
+        is_path = store.startswith(("/", "unix:"))
+        return LMTP + _store(store if is_path else store.lower())
+    text = text.lower()
     return text if text == "mx" else _host_and_port(text)
+
+
+def store_path(route: str) -> str:
+    """Return the path of a store's Unix socket; empty if a route leads elsewhere."""
+    prefix = f"{LMTP}unix:"
+    return route.removeprefix(prefix) if route.startswith(prefix) else ""
 
 
 def _store(text: str) -> str:
     """Return the host and port of a store."""
+    if text.startswith("unix:/"):
+        if len(text.removeprefix("unix:").encode()) > _CONTROL_SOCKET_LIMIT:
+            raise ValueError("the path is too long for a Unix socket")
+        return text
     if text.startswith(("/", "unix:")):
-        raise ValueError(
-            "a worker reaches no Unix socket: let the store listen on TCP, and give "
-            "lmtp:HOST:PORT"
-        )
+        raise ValueError("write the absolute path of a socket as lmtp:unix:/PATH")
     name, _, port = text.rpartition(":")
     if not name or text.endswith("]"):
         raise ValueError("give a port too, as lmtp:HOST:PORT: LMTP has none of its own")
@@ -534,6 +545,17 @@ class DeliverySettings(_Table):
     ``*`` is all others."""
     host: dict[HostKey, HostDeliverySettings] = field(default_factory=dict)
     """By virtual host, what is different there."""
+
+    @property
+    def stores(self) -> tuple[tuple[str, str], ...]:
+        """Unix sockets of mail stores: who may use each (empty: all), and its path."""
+        tables = [("", self.route), *((o, h.route) for o, h in self.host.items())]
+        return tuple(
+            (owner, path)
+            for owner, routes in tables
+            for route in routes.values()
+            if (path := store_path(route))
+        )
 
 
 @dataclass(frozen=True, slots=True)

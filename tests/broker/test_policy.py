@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vnsmail.broker import policy as opened
 from vnsmail.broker.policy import (
     Connectable,
     EngineSocket,
@@ -17,7 +18,9 @@ from vnsmail.broker.protocol import (
     OpenEngine,
     OpenListener,
     OpenResolver,
+    OpenStore,
     Refused,
+    Store,
     Unavailable,
 )
 from vnsmail.errors import BrokerRefused
@@ -27,13 +30,14 @@ ALPHA = HostGrant(
     "alpha.example", "vns-alpha", ("10.0.0.1", "10.0.0.2", "fd00::1", "fd00::2")
 )
 BETA = HostGrant("beta.example", "", ("10.0.0.9",))
+STORES = [Store("", "/run/all"), Store("alpha.example", "/run/alpha")]
 THE_MACHINE = HostGrant(MACHINE, "", ())
 
 
 @pytest.fixture
 def policy():
     policy = Policy()
-    policy.configure([25], ["10.0.0.53", "fd00::53"])
+    policy.configure([25], ["10.0.0.53", "fd00::53"], STORES)
     policy.grant("w0", [ALPHA, BETA])
     policy.grant("wm", [THE_MACHINE])
     return policy
@@ -368,3 +372,29 @@ def test_an_engine_is_reached_by_who_owns_its_host(policy):
 def test_the_machine_has_no_engine(policy):
     with pytest.raises(BrokerRefused):
         policy.grant("wm", [HostGrant(MACHINE, "", (), engine="/run/x")])
+
+
+@pytest.mark.parametrize(
+    ("owner", "path"),
+    [
+        ("alpha.example", "/run/alpha"),
+        ("alpha.example", "/run/all"),
+        ("beta.example", "/run/all"),
+    ],
+)
+def test_a_store_of_the_settings(policy, owner, path):
+    assert policy.decide("w0", OpenStore(1, owner, path)) == opened.Store(path)
+
+
+@pytest.mark.parametrize(
+    ("worker", "owner", "path", "expected"),
+    [
+        ("w0", "beta.example", "/run/alpha", "store"),
+        ("w0", "alpha.example", "/run/../run/alpha", "store"),
+        ("w0", "alpha.example", "/run/docker.sock", "store"),
+        ("wm", "alpha.example", "/run/alpha", "not_owned"),
+    ],
+)
+def test_no_other_socket_of_the_machine(policy, worker, owner, path, expected):
+    """A path is one of the settings, letter by letter, or it is nobody's."""
+    assert kind(policy.decide(worker, OpenStore(1, owner, path))) == expected

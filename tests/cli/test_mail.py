@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from vnsmail.cli import queue
+from vnsmail.cli import client, queue
 from vnsmail.engines.protocol import OwnerReport, QueueEntry
 from vnsmail.model import Envelope, Owner, Priority
 from vnsmail.supervisor import control
@@ -245,6 +245,39 @@ def test_wait_in_vain(vnsmail, monkeypatch):
     assert done.err.endswith(
         "vnsmail: 10 messages are still queued after 0.01 s; see `vnsmail queue list`\n"
     )
+
+
+@pytest.mark.parametrize("words", [(), ("--host", "beta.example")], ids=str)
+def test_wait_for_who_is_not_served(vnsmail, monkeypatch, words):
+    """Its worker died just now: nobody knows what is queued, so it is not empty."""
+    monkeypatch.setattr(queue, "LOOK_EVERY", 0.0)
+    silent = (("beta.example", "worker-0 is waiting, and silent"),)
+    reports = (OwnerReport("alpha.example", (), 0, 0, 0, None, ""),)
+    answers = [control.Status(1, "/r", (), reports, silent)]
+
+    def ask(_layout, request, _expected):
+        if isinstance(request, control.ListQueue):
+            text = "worker-0 is being started; try again"
+            raise client.Refused(text, 1)
+        return answers.pop(0) if len(answers) > 1 else answers[0]
+
+    monkeypatch.setattr("vnsmail.cli.client.ask", ask)
+    done = vnsmail("queue", "wait", "--timeout", "0.01", *words)
+    assert done.code == 1
+    assert "nobody knows what is queued of beta.example" in done.err
+    both = (*reports, OwnerReport("beta.example", (), 0, 0, 0, None, ""))
+    answers.append(control.Status(1, "/r", (), both, ()))
+    assert vnsmail("queue", "wait", *words).code == 0
+
+
+def test_wait_for_an_unreadable_queue(vnsmail, monkeypatch):
+    """A disk that fails is no queue that is empty."""
+    found = OwnerReport("alpha.example", (), 0, 0, 0, None, "disk full", unread=True)
+    status = control.Status(1, "/r", (), (found,), ())
+    monkeypatch.setattr("vnsmail.cli.client.ask", lambda *_: status)
+    done = vnsmail("queue", "wait", "--timeout", "0.01")
+    assert done.code == 1
+    assert "disk full" in done.err
 
 
 def test_wait_for_nobody(vnsmail, supervisor):

@@ -255,6 +255,9 @@ class Loopback:
     async def engine(self, owner: str) -> SourceSocket:
         raise SourceUnavailable(owner, "its engine", 111)
 
+    async def store(self, owner, path):
+        raise AssertionError("no test here hands mail to a store")
+
     async def connectable(self, owner: str, family: Family) -> SourceSocket:
         self.asked.append((owner, family))
         if self.errors:

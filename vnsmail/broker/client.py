@@ -134,6 +134,22 @@ class SocketClient:
         sock = _socket(fd, socket.AF_UNIX, socket.SOCK_STREAM)
         return SourceSocket(sock, owner, None)
 
+    async def store(self, owner: str, path: str) -> SourceSocket:
+        """Return a Unix socket connected to a mail store of this machine.
+
+        Raises:
+            OSError: nobody listens there, or not for us.
+            BrokerRefused: this worker does not own ``owner``, or it is not a store of
+                its settings.
+            BrokerGone: there is no broker now.
+        """
+        answer, fd = await self._ask(
+            lambda number: protocol.OpenStore(number, owner, path)
+        )
+        if isinstance(answer, protocol.Unavailable):
+            raise OSError(answer.errno, answer.reason)
+        return SourceSocket(_stream(fd, socket.AF_UNIX), owner, None)
+
     async def _ask(
         self, request: Callable[[int], protocol.WorkerRequest]
     ) -> tuple[protocol.WorkerAnswer, int]:

@@ -76,6 +76,16 @@ class EngineSocket:
 
 
 @dataclass(frozen=True, slots=True)
+class Store:
+    """Open a Unix socket connected to a mail store; it reaches nothing but that."""
+
+    path: str
+    namespace: str = ""
+    source: str | None = None
+    identity: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class _Granted:
     """A grant that was found to be sound."""
 
@@ -89,7 +99,7 @@ class _Granted:
     engine: str = ""
 
 
-Opening: TypeAlias = Connectable | Listener | Resolver | EngineSocket
+Opening: TypeAlias = Connectable | Listener | Resolver | EngineSocket | Store
 Refusal: TypeAlias = protocol.Refused | protocol.Unavailable
 
 
@@ -99,12 +109,18 @@ class Policy:
     def __init__(self) -> None:
         self._ports: frozenset[int] = frozenset()
         self._resolvers: frozenset[IPAddress] = frozenset()
+        self._stores: frozenset[tuple[str, str]] = frozenset()
         self._granted: dict[str, dict[str, _Granted]] = {}
 
     # What the supervisor says -------------------------------------------------
 
-    def configure(self, ports: Iterable[int], resolvers: Iterable[str]) -> None:
-        """Take the ports to listen on and the name servers, in place of any earlier.
+    def configure(
+        self,
+        ports: Iterable[int],
+        resolvers: Iterable[str],
+        stores: Iterable[protocol.Store] = (),
+    ) -> None:
+        """Take ports to listen on, name servers and stores, in place of any earlier.
 
         A server that nobody can ask, such as 0.0.0.0 in a resolv.conf(5), is left out:
         a question to it is refused, and the next server is asked.
@@ -114,6 +130,7 @@ class Policy:
             with contextlib.suppress(BrokerRefused):
                 servers.add(_address(text, "name server"))
         self._ports, self._resolvers = frozenset(ports), frozenset(servers)
+        self._stores = frozenset((store.owner, store.path) for store in stores)
 
     def attach(self, worker: str) -> None:
         """Begin anew with a worker: nothing is granted to it."""
@@ -154,6 +171,8 @@ class Policy:
                     return self._resolver(worker, request)
                 case protocol.OpenEngine():
                     return self._engine(worker, request)
+                case protocol.OpenStore():
+                    return self._store(worker, request)
         except BrokerRefused as error:
             return refused(request.id, error)
 
@@ -217,6 +236,12 @@ class Policy:
             host.mark,
             host.identity,
         )
+
+    def _store(self, worker: str, request: protocol.OpenStore) -> Store:
+        self._owned(worker, request.owner)
+        if not {("", request.path), (request.owner, request.path)} & self._stores:
+            raise _no("store", f"{request.path} is not a store of {request.owner}")
+        return Store(request.path)
 
     def _owned(self, worker: str, owner: str) -> _Granted:
         host = self._granted.get(worker, {}).get(owner)

@@ -13,6 +13,7 @@ than the one before it on that channel, ends the channel.
     no_such_address   a listener on an address that is not the owner's
     port              a listener on a port that is not configured
     server            a name server that is not configured
+    store             a socket of a mail store that is not configured
     malformed         a value that cannot be: an address, a namespace, a grant
 """
 
@@ -37,8 +38,11 @@ Id: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
 Name: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,253}\Z")]
 Address: TypeAlias = Annotated[str, Meta(min_length=2, max_length=45)]
 Port: TypeAlias = Annotated[int, Meta(ge=1, le=65535)]
+SocketPath: TypeAlias = Annotated[str, Meta(pattern=r"^/[^\x00]{1,106}\Z")]
 Addresses: TypeAlias = Annotated[tuple[Address, ...], Meta(max_length=64)]
-Kind: TypeAlias = Literal["not_owned", "no_such_address", "port", "server", "malformed"]
+Kind: TypeAlias = Literal[
+    "not_owned", "no_such_address", "port", "server", "store", "malformed"
+]
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -66,6 +70,15 @@ class HostGrant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Unix socket at which its engine takes mail; empty: the worker is the engine."""
 
 
+class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A mail store of this machine that mail may be handed to (LMTP, RFC 2033)."""
+
+    owner: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{0,253}\Z")]
+    """Who may; empty: everybody."""
+    path: SocketPath
+    """Of its Unix socket."""
+
+
 # The supervisor asks ----------------------------------------------------------
 
 
@@ -74,6 +87,7 @@ class Configure(_Message, frozen=True):
 
     ports: Annotated[tuple[Port, ...], Meta(max_length=64)]
     resolvers: Addresses
+    stores: Annotated[tuple[Store, ...], Meta(max_length=1000)] = ()
 
 
 class Attach(_Message, frozen=True):
@@ -169,7 +183,14 @@ class OpenEngine(_Message, frozen=True):
     owner: Name
 
 
-WorkerRequest: TypeAlias = OpenConnectable | OpenListener | OpenResolver | OpenEngine
+class OpenStore(_Message, frozen=True):
+    """A Unix socket connected to a mail store of this machine."""
+
+    owner: Name
+    path: SocketPath
+
+
+WorkerRequest: TypeAlias = OpenConnectable | OpenListener | OpenResolver | OpenEngine | OpenStore
 
 
 class Opened(_Message, frozen=True):

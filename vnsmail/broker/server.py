@@ -81,7 +81,9 @@ class Broker:
         try:
             match request:
                 case protocol.Configure():
-                    self._policy.configure(request.ports, request.resolvers)
+                    self._policy.configure(
+                        request.ports, request.resolvers, request.stores
+                    )
                 case protocol.Attach():
                     self._attach(request.worker, _channel(fds), tasks)
                 case protocol.Grant():

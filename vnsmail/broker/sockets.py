@@ -39,6 +39,7 @@ from vnsmail.broker.policy import (
     Listener,
     Opening,
     Resolver,
+    Store,
 )
 from vnsmail.model import Family
 from vnsmail.net.guard_rules import MARK_OPTION
@@ -121,6 +122,8 @@ def _open(opening: Opening) -> Result:
                 return _resolver(opening)
             case EngineSocket():
                 return _engine(opening)
+            case Store():
+                return _store(opening)
             case _:
                 assert_never(opening)
     except OSError as error:
@@ -199,6 +202,16 @@ def _resolver(opening: Resolver) -> int:
         # A TCP connection takes its time; whoever writes waits for it.
         with contextlib.suppress(BlockingIOError):
             sock.connect((opening.server, DNS_PORT))
+        return sock.detach()
+
+
+def _store(opening: Store) -> int:
+    """Return a connected socket: whoever holds it needs no way to the path.
+
+    Connected, it stays so (unix(7)): it can be connected to nobody else.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | _FLAGS) as sock:
+        sock.connect(opening.path)
         return sock.detach()
 
 

@@ -436,13 +436,23 @@ def wait(
     """Wait until nothing is queued any more; exit 1 if something still is."""
     layout = layout_of(context)
     deadline = time.monotonic() + timeout
-    most = left = _queued(layout, host)
+    if host is not None:
+        _known(layout, host)
+    left, unknown = _queued(layout, host)
+    most = left
     with progress("queue") as tell:
-        while left and time.monotonic() < deadline:
+        while (left or unknown) and time.monotonic() < deadline:
             most = max(most, left)
             tell("messages left to send", most - left, most)
             time.sleep(LOOK_EVERY)
-            left = _queued(layout, host)
+            left, unknown = _queued(layout, host)
+    if unknown:
+        owner, reason = next(iter(unknown.items()))
+        text = (
+            f"nobody knows what is queued of {owner} after {timeout:g} s: {reason}; "
+            "see `vnsmail status`"
+        )
+        raise client.Refused(text, 1)
     if left:
         text = (
             f"{left} messages are still queued after {timeout:g} s; "
@@ -452,14 +462,30 @@ def wait(
     remark("nothing is queued")
 
 
-def _queued(layout: Layout, host: str | None) -> int:
-    """Return how many messages are queued, of one owner or of all."""
-    if host is not None:
-        # A wrong name is an error, and not a queue that is empty.
+def _known(layout: Layout, host: str) -> None:
+    """Check that there is such an owner: a wrong name is no queue that is empty.
+
+    Raises:
+        Refused: there is none.
+    """
+    try:
         client.ask(layout, control.ListQueue(host, 1), control.QueueListed)
+    except client.Refused as error:
+        if error.exit_code == BadInput.exit_code:
+            raise
+        # It is not served at the moment, which is waited for.
+
+
+def _queued(layout: Layout, host: str | None) -> tuple[int, dict[str, str]]:
+    """Return how many messages are queued, and of whom that is not known, and why."""
     found = client.ask(layout, control.GetStatus(), control.Status)
-    return sum(
-        report.messages + report.engine_messages
-        for report in found.owners
-        if host in {None, report.owner}
-    )
+    reports = {report.owner: report for report in found.owners}
+    # One that is not served now has a queue all the same.
+    unknown = {o: why for o, why in found.problems if o not in reports}
+    unknown |= {r.owner: r.problem for r in found.owners if r.unread}
+    if host is not None:
+        unknown = {o: why for o, why in unknown.items() if o == host}
+        if host not in reports:
+            unknown.setdefault(host, "it is not served")
+    counted = (r.messages + r.engine_messages for o, r in reports.items() if host in {None, o})
+    return sum(counted), unknown

@@ -31,7 +31,7 @@ from vnsmail.errors import (
 )
 from vnsmail.model import Envelope, Outcome, TlsWish
 from vnsmail.queue.body import Body
-from vnsmail.settings import DeliverySettings
+from vnsmail.settings import DeliverySettings, store_path
 from vnsmail.smtp.client_session import Transaction
 from vnsmail.smtp.client_work import NO_REQUIRETLS
 from vnsmail.smtp.errors import SmtpProtocolError
@@ -150,7 +150,8 @@ class Attempts:
         if not isinstance(hops, Outcome) and login is not None:
             hops = tuple(replace(hop, login=login) for hop in hops)
         secured = self._security is not None and not self._facts.engine
-        if not secured and wish is TlsWish.REQUIRED:
+        here = bool(store_path(relay)) and not self._facts.engine
+        if not (secured or here) and wish is TlsWish.REQUIRED:
             return say.failed(550, "5.7.5", unproven(domain))
         if not isinstance(hops, Outcome) and secured:
             assert self._security is not None  # noqa: S101  see the line above
@@ -204,7 +205,9 @@ class Attempts:
                     ret=envelope.ret,
                     envid=envelope.envid,
                     requests=envelope.requests,
-                    require_tls=envelope.tls is TlsWish.REQUIRED,
+                    # A store on this machine is the end of the way.
+                    require_tls=envelope.tls is TlsWish.REQUIRED
+                    and not connection.hop.path,
                 ),
                 body,
             )

@@ -75,6 +75,8 @@ class Sockets(Protocol):
 
     async def engine(self, owner: str) -> SourceSocket: ...
 
+    async def store(self, owner: str, path: str) -> SourceSocket: ...
+
 
 class ConnectionFailed(VnsmailError):
     """No connection on which mail could be sent; ``outcome`` says why."""
@@ -132,7 +134,9 @@ class Connection(asyncio.Protocol):
         self.source = ""
         """Its own address, as getsockname(2) gave it."""
         self.contact = Contact(
-            "", 0, helo, hop.name, str(hop.address), hop.port or timeouts.port
+            *("", 0, helo, hop.name),
+            hop.path or str(hop.address),
+            0 if hop.path else hop.port or timeouts.port,
         )
         self._body_at = 0.0
         self.transactions = 0
@@ -581,9 +585,11 @@ async def connect_once(
     source = await _source(facts.owner, hop, sockets)
     connection = Connection(hop, facts.name, settings, on_gone, step, tls)
     try:
-        await _connect(source, hop, settings)
+        port = 0
+        if not (hop.path or hop.engine):
+            await _connect(source, hop, settings)
+            connection.source, port = checked_source(source)
         connected = perf_counter()
-        connection.source, port = ("", 0) if hop.engine else checked_source(source)
         connection.contact = replace(
             connection.contact, source=connection.source, source_port=port
         )
@@ -630,8 +636,15 @@ async def _source(owner: str, hop: Hop, sockets: Sockets) -> SourceSocket:
 
     Raises:
         SourceUnavailable, BrokerGone, BrokerRefused: there is no socket.
-        ConnectionFailed: the engine does not run.
+        ConnectionFailed: the engine, or the store, does not run.
     """
+    if hop.path:
+        try:
+            return await sockets.store(owner, hop.path)
+        except OSError as error:
+            problem = os.strerror(error.errno).lower() if error.errno else str(error)
+            outcome = say.connection_failed(problem, str(hop))
+            raise ConnectionFailed(outcome) from None
     if not hop.engine:
         return await sockets.connectable(owner, hop.family)
     for left in range(ENGINE_TRIES, -1, -1):
@@ -647,8 +660,6 @@ async def _source(owner: str, hop: Hop, sockets: Sockets) -> SourceSocket:
 
 async def _connect(source: SourceSocket, hop: Hop, settings: SmtpSettings) -> None:
     source.sock.setblocking(False)
-    if hop.engine:
-        return  # it was connected by who opened it
     async with asyncio.timeout(settings.connect_timeout):
         await asyncio.get_running_loop().sock_connect(
             source.sock, (str(hop.address), hop.port or settings.port)

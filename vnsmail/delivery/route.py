@@ -18,7 +18,7 @@ from vnsmail.errors import ResolveError
 from vnsmail.model import Family, IPAddress, Outcome
 from vnsmail.resolve.resolver import MailExchanger, NullMx
 from vnsmail.sasl.client import Login
-from vnsmail.settings import LMTP
+from vnsmail.settings import LMTP, store_path
 from vnsmail.tls.policy import NO_TLS, HopTls
 
 MAX_EXCHANGERS = 10
@@ -27,6 +27,10 @@ MAX_EXCHANGERS = 10
 MAX_HOPS = 10
 """Addresses tried in one attempt. RFC 5321 section 5.1 wants two or more and allows a
 limit; without one, a domain that lists hundreds keeps a connection slot for hours."""
+
+
+HERE = ipaddress.IPv6Address("::1")
+"""In place of the address of a store that has none."""
 
 
 class Questions(Protocol):
@@ -59,6 +63,8 @@ class Hop:
     """How it is to be spoken to (delivery/security.py)."""
     login: Login | None = field(default=None, compare=False)
     """Who signs in there."""
+    path: str = ""
+    """Of the Unix socket of a store on this machine; its address means nothing."""
 
     @property
     def family(self) -> Family:
@@ -71,7 +77,7 @@ class Hop:
         return f"{self.site or self.address} {self.tls.key}{login}".rstrip()
 
     def __str__(self) -> str:
-        return f"{self.name} [{self.address}]"
+        return self.name if self.path else f"{self.name} [{self.address}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +120,7 @@ async def route(
     found = await _found(domain, facts, resolver, shuffle, rules)
     if isinstance(found, Outcome) or rules.loopback:
         return found
-    usable = tuple(hop for hop in found if not hop.address.is_loopback)
+    usable = tuple(hop for hop in found if hop.path or not hop.address.is_loopback)
     if found and not usable:
         # What listens there is this machine: the mail would come back.
         text = f"{domain} names {found[0]} as its mail host, which is here"
@@ -155,6 +161,9 @@ async def _found(
 
 async def _by_relay(relay: str, facts: AgentFacts, resolver: Questions) -> Route:
     """Return the hops of a relay: its addresses, whatever its own MX says."""
+    if path := store_path(relay):
+        name = f"unix:{path}"
+        return (Hop(name, HERE, site=f"relay {relay}", lmtp=True, path=path),)
     lmtp = relay.startswith(LMTP)
     name, port = relay.removeprefix(LMTP), None
     if not relay.endswith("]") and ":" in relay:

@@ -138,6 +138,8 @@ class Security:
                 as the owner's address is missing.
         """
         login = any(hop.login is not None for hop in hops)
+        if all(hop.path for hop in hops):
+            return tuple(replace(hop, domain=domain) for hop in hops)  # on this machine
         level = self.rules.level(domain, name_of(relay), login=login)
         plain_after = self.rules.settings.tls.plain_after_failure
         raised = level in {Level.MAY, Level.ENCRYPT} and not domain.startswith("[")

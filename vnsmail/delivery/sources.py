@@ -103,6 +103,10 @@ class Sources:
         """
         return await self._sockets.engine(owner)
 
+    async def store(self, owner: str, path: str) -> SourceSocket:
+        """Return a socket connected to a store, as the broker's client does."""
+        return await self._sockets.store(owner, path)
+
     def lost(self, family: Family, error: VnsmailError) -> None:
         """Put a family on hold; one that is needs no second event."""
         if family in self._holds:

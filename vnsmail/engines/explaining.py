@@ -6,6 +6,7 @@ from vnsmail.delivery.route import AS_DNS_SAYS, Questions, RouteRules
 from vnsmail.engines.protocol import Explained, Target
 from vnsmail.errors import BadInput
 from vnsmail.inbound.accept import AcceptPolicy, Aliased
+from vnsmail.settings import store_path
 from vnsmail.smtp.address import parse_mailbox
 from vnsmail.smtp.errors import SmtpSyntaxError
 from vnsmail.smtp.replies import Reply
@@ -47,6 +48,9 @@ async def explained(
             refusal = f"{meant.code} {meant.enhanced} {meant.text}"
             return Explained(number, (), (), refusal, servers, "")
         whose = meant.addresses if isinstance(meant, Aliased) else (meant.user,)
+        return Explained(number, whose, (), "", servers, "")
+    if store := store_path(rules.relay(domain) or ""):
+        whose = (f"{mailbox} in the store at {store}",)
         return Explained(number, whose, (), "", servers, "")
     path = await explain(domain, facts, resolver, rules)
     targets = tuple(

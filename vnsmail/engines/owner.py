@@ -375,6 +375,7 @@ class OwnerService:
     async def report(self) -> OwnerReport:
         """Say how the owner is doing. Never fails: trouble is what is reported."""
         agent = self._agent
+        unread = False
         problem = self._fault or (agent.problem if agent is not None else "")
         try:
             counts = await self._opened().counts()
@@ -383,6 +384,7 @@ class OwnerService:
         except VnsmailError as error:
             problem = problem or str(error)
             counts = QueueCounts(0, 0, 0, 0, None)
+            unread = True
         else:
             if self._allowance is not None:
                 self._allowance.recount(counts.bytes)
@@ -400,6 +402,7 @@ class OwnerService:
             failed_sign_ins=self._rules.memory.guesses.total,
             octets=counts.bytes,
             suspended=self._facts.suspended,
+            unread=unread,
             moving=self._moving,
         )
 
@@ -794,6 +797,9 @@ class _Counted:
 
     async def engine(self, owner: str) -> SourceSocket:
         return await self._sockets.engine(owner)
+
+    async def store(self, owner: str, path: str) -> SourceSocket:
+        return await self._sockets.store(owner, path)
 
 
 def _agent_facts(facts: OwnerFacts) -> AgentFacts:

@@ -383,6 +383,8 @@ class OwnerReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What sends for it, if that is not its worker."""
     engine_messages: int = 0
     """Messages in the queue of that."""
+    unread: bool = False
+    """The queue cannot be read: nobody knows what is in it."""
     moving: int = 0
     """Messages on their way to other hosts' queues."""
 

@@ -189,9 +189,13 @@ class Services:
     async def _broker_started(self, peer: BrokerPeer) -> None:
         configure = broker.Configure
         ports, resolvers = self._settings.smtp.listening_ports, self._resolvers
+        delivery = self._settings.delivery
+        stores = tuple(broker.Store(owner, path) for owner, path in delivery.stores)
         await _granted(
             peer.ask(
-                lambda n: configure(id=n, ports=ports, resolvers=resolvers),
+                lambda n: configure(
+                    id=n, ports=ports, resolvers=resolvers, stores=stores
+                ),
                 seconds=AT_ONCE,
             )
         )
