@@ -226,6 +226,15 @@ def test_explain_tells_the_policy(lab):
     assert "MTA-STS: enforce, mx.stsgood.tls.example" in " ".join(shown.stdout.split())
 
 
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("danegood", "DANE: mx.danegood.tls.example has 3 0 1"), ("good", "has no TLSA")],
+)
+def test_explain_tells_tlsa_records(lab, kind, words):
+    shown = lab.vnsmail("host", "explain", "alpha.example", "--to", f"x@{kind}.{ZONE}")
+    assert words in " ".join(shown.stdout.split())
+
+
 def test_not_at_all_without_the_address(lab, folder):
     """A policy that cannot be asked for from the own address keeps the mail here."""
     lab.inside("alpha.example", "ip", "addr", "del", f"{ALPHA}/24", "dev", "eth0")

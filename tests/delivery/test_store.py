@@ -10,11 +10,23 @@ from vnsmail.broker.client import SourceSocket
 from vnsmail.delivery.attempt import rules_of
 from vnsmail.delivery.connection import ConnectionFailed, connect
 from vnsmail.delivery.route import route
+from vnsmail.errors import SettingsError
+from vnsmail.model import Outcome
 from vnsmail.queue.body import Body
-from vnsmail.settings import DeliverySettings, Settings
+from vnsmail.settings import DeliverySettings, Settings, checked
 from vnsmail.smtp.client_session import Transaction
 
 DATA = b"Subject: x\r\n\r\nhello\r\n"
+
+
+class Nobody:
+    """A store has a path, so DNS is not asked."""
+
+    async def mx(self, domain):
+        raise AssertionError
+
+    async def addresses(self, name, family):
+        raise AssertionError
 
 
 class Broker:
@@ -24,6 +36,9 @@ class Broker:
         self.asked: list[tuple[str, str]] = []
 
     async def connectable(self, owner, family):
+        raise AssertionError
+
+    async def engine(self, owner):
         raise AssertionError
 
     async def store(self, owner: str, path: str) -> SourceSocket:
@@ -40,10 +55,10 @@ class Broker:
 
 async def hop_of(path):
     routes = {"route": {"store.example": f"lmtp:unix:{path}"}}
-    rules = rules_of(DeliverySettings.model_validate(routes), ALPHA)
-    found = await route("store.example", ALPHA, None, lambda _: None, rules)
-    (hop,) = found
-    return hop
+    rules = rules_of(checked(DeliverySettings, routes), ALPHA)
+    found = await route("store.example", ALPHA, Nobody(), lambda _: None, rules)
+    assert not isinstance(found, Outcome)
+    return found[0]
 
 
 async def store(reader, writer):
@@ -56,18 +71,26 @@ async def store(reader, writer):
             writer.write(b"250 2.0.0 kept\r\n452 4.2.2 bob is full\r\n")
         else:
             writer.write(b"250 ok\r\n")
+    writer.close()
 
 
 async def test_an_outcome_for_each(tmp_path):
     path = str(tmp_path / "lmtp")
     broker = Broker()
-    async with await asyncio.start_unix_server(store, path):
+    serving: list[asyncio.Task[None]] = []
+
+    def serve(*streams):
+        serving.append(asyncio.ensure_future(store(*streams)))
+
+    async with await asyncio.start_unix_server(serve, path):
         hop = await hop_of(path)
         connection = await connect(hop, ALPHA, broker, Settings().smtp, lambda _: None)
         to = ("ann@store.example", "bob@store.example")
         sending = Transaction("a@x.example", to, len(DATA), False, False)
         result = await connection.send(sending, Body(DATA))
         connection.abort()
+        await connection.gone
+        await asyncio.gather(*serving)
     assert [result.replies[each].code for each in to] == [250, 452]
     assert broker.asked == [(ALPHA.owner, path)]
     assert result.contact.remote == f"unix:{path}"
@@ -83,11 +106,11 @@ async def test_nobody_listens(tmp_path):
 
 
 def test_settings():
-    given = {
+    given: dict[str, object] = {
         "route": {"a.example": "LMTP:unix:/Run/A", "b.example": "lmtp:s.example:24"}
     }
     given["host"] = {"alpha.example": {"route": {"*": "lmtp:unix:/run/b"}}}
-    found = DeliverySettings.model_validate(given)
+    found = checked(DeliverySettings, given)
     assert found.stores == (("", "/Run/A"), ("alpha.example", "/run/b"))
 
 
@@ -96,5 +119,5 @@ def test_settings():
     ["lmtp:unix:run/a", "lmtp:/run/a", "unix:/run/a", "lmtp:unix:/" + "x" * 108],
 )
 def test_no_store(route_to):
-    with pytest.raises(ValueError, match=r"socket|name|port|label"):
-        DeliverySettings.model_validate({"route": {"a.example": route_to}})
+    with pytest.raises(SettingsError):
+        checked(DeliverySettings, {"route": {"a.example": route_to}})

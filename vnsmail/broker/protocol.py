@@ -190,7 +190,9 @@ class OpenStore(_Message, frozen=True):
     path: SocketPath
 
 
-WorkerRequest: TypeAlias = OpenConnectable | OpenListener | OpenResolver | OpenEngine | OpenStore
+WorkerRequest: TypeAlias = (
+    OpenConnectable | OpenListener | OpenResolver | OpenEngine | OpenStore
+)
 
 
 class Opened(_Message, frozen=True):

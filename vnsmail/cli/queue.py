@@ -487,5 +487,7 @@ def _queued(layout: Layout, host: str | None) -> tuple[int, dict[str, str]]:
         unknown = {o: why for o, why in unknown.items() if o == host}
         if host not in reports:
             unknown.setdefault(host, "it is not served")
-    counted = (r.messages + r.engine_messages for o, r in reports.items() if host in {None, o})
+    counted = (
+        r.messages + r.engine_messages for o, r in reports.items() if host in {None, o}
+    )
     return sum(counted), unknown

@@ -20,7 +20,6 @@ async def explained(
     resolver: Questions,
     servers: tuple[str, ...],
     rules: RouteRules = AS_DNS_SAYS,
-    tls: str = "",
 ) -> Explained:
     """Say where a message of an owner for an address would go; nothing is sent.
 
@@ -32,7 +31,6 @@ async def explained(
         resolver: who is asked where mail goes.
         servers: those that the resolver asks, to be told.
         rules: what the settings say of its routes.
-        tls: how the destination's servers are spoken to.
 
     Raises:
         BadInput: it is no address.
@@ -59,4 +57,4 @@ async def explained(
     )
     said = path.refusal
     refusal = f"{said.reply_code} {said.enhanced} {said.text}" if said else ""
-    return Explained(number, (), targets, refusal, servers, tls)
+    return Explained(number, (), targets, refusal, servers, "")

@@ -16,6 +16,8 @@ from ipaddress import ip_network
 from itertools import chain
 from pathlib import Path
 
+import msgspec
+
 from vnsmail.broker.client import SocketClient, SourceSocket
 from vnsmail.delivery import outcomes as say
 from vnsmail.delivery.agent import AgentFacts, DeliveryAgent
@@ -417,10 +419,12 @@ class OwnerService:
         agent = _agent_facts(facts)
         rules = rules_of(self._settings.delivery, agent)
         domain = address.rpartition("@")[2].lower()
-        tls = await self._protection.told_of(domain, rules.relay(domain) or "")
-        return await explained(
-            number, address, agent, local, resolver, servers, rules, tls
-        )
+        found = await explained(number, address, agent, local, resolver, servers, rules)
+        if found.mailboxes:
+            return found
+        relay = rules.relay(domain) or ""
+        tls = await self._protection.told_of(domain, relay, found.targets)
+        return msgspec.structs.replace(found, tls=tls)
 
     def tally(self) -> Tally:
         """Return what was counted.

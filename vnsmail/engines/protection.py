@@ -10,7 +10,7 @@ tls/client.py); nothing here is shared between owners but what the authorities a
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from datetime import UTC, datetime
 from ipaddress import ip_address
@@ -25,9 +25,9 @@ from vnsmail.delivery.facts import AgentFacts
 from vnsmail.delivery.fetch import fetch_policy
 from vnsmail.delivery.mta_sts import PolicyStore
 from vnsmail.delivery.route import Hop
-from vnsmail.delivery.security import Security, TlsRules, name_of
-from vnsmail.engines.protocol import OwnerFacts
-from vnsmail.errors import BrokerGone
+from vnsmail.delivery.security import SMTP_PORT, Security, TlsRules, name_of
+from vnsmail.engines.protocol import OwnerFacts, Target
+from vnsmail.errors import BrokerGone, ResolveError
 from vnsmail.log import logger
 from vnsmail.model import Family
 from vnsmail.resolve.resolver import Resolver
@@ -74,6 +74,7 @@ class Protection:
         self._report: Report | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._rules = TlsRules(settings.delivery, facts.owner)
+        self._dane = settings.dns.validating and settings.delivery.tls.dane
         self._policies = PolicyStore(
             Path(facts.folder), executor, resolver.answer, self._fetch, self._unfetched
         )
@@ -90,14 +91,51 @@ class Protection:
         self.tls = self._client(facts)
         return self.tls
 
-    async def told_of(self, domain: str, relay: str) -> str:
-        """Say how the servers of a destination are spoken to."""
+    async def told_of(
+        self, domain: str, relay: str, targets: Sequence[Target] = ()
+    ) -> str:
+        """Say how the servers of a destination are spoken to.
+
+        Args:
+            domain: of the recipients.
+            relay: of the settings or the host; empty: there is none.
+            targets: the servers, whose TLSA records are asked for.
+        """
         own = self.facts.relay if self.facts is not None else None
         login = own is not None and own.server == relay and own.login is not None
         words = TLS[self._rules.level(domain, name_of(relay), login=login)]
         if not relay and (kept := await self._policies.kept(domain)):
             words += f"; MTA-STS: {kept.mode}, {', '.join(kept.mx)}"
+        if targets and self._dane:
+            words += f"; DANE: {await self._tlsa_of(domain, relay, targets)}"
         return words
+
+    async def _tlsa_of(self, domain: str, relay: str, targets: Sequence[Target]) -> str:
+        """Say which TLSA records the servers have that DNSSEC vouches for."""
+        try:
+            if not relay and not await self._resolver.mx_is_secure(domain):
+                return "DNSSEC does not vouch for its mail exchangers"
+        except ResolveError as error:
+            return str(error)
+        number = relay.rpartition(":")[2]
+        port = int(number) if number.isdecimal() else SMTP_PORT
+        told: dict[str, str] = {}
+        for target in targets:
+            if not target.turn or target.exchanger.startswith("["):
+                continue
+            family = Family(ip_address(target.address).version)
+            try:
+                found = await self._resolver.tlsa(target.exchanger, port, family)
+            except ResolveError as error:
+                told[target.exchanger] = f"is not asked ({error})"
+                continue
+            records = ", ".join(
+                f"{each.usage} {each.selector} {each.matching}"
+                + ("" if each.usable else " (unusable)")
+                for each in found.records
+            )
+            told[target.exchanger] = f"has {records}" if records else "has no TLSA"
+        return ", ".join(f"{name} {words}" for name, words in told.items()) or "nobody"
 
     async def close(self) -> None:
         """Write what was counted."""
