@@ -28,8 +28,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -145,6 +146,8 @@ class Mta:
     name: str
     number: int
     folder: Path
+    changes: tuple[tuple[str, str], ...] = ()
+    """Words of its configuration, and what stands in their place."""
 
     @property
     def domain(self) -> str:
@@ -174,6 +177,13 @@ class Mta:
             lines.append(f"mx{version}.{self.domain} {address}")
         return "\n".join(lines) + "\n"
 
+    def changed(self, text: str) -> str:
+        """Return a configuration with its changes."""
+        for old, new in self.changes:
+            assert old in text, f"{old} is not in the configuration of {self.name}"
+            text = text.replace(old, new)
+        return text
+
     def mails(self) -> list[bytes]:
         """Return the messages it wrote to disk, each once it is whole."""
         files = sorted((self.folder / "mail" / "all" / "new").glob("*"))
@@ -187,7 +197,11 @@ class Mta:
 
 @contextlib.contextmanager
 def running(
-    lab: "Lab", names: Sequence[str] = MTAS, *, node: str = "mx1.north.example"
+    lab: "Lab",
+    names: Sequence[str] = MTAS,
+    *,
+    node: str = "mx1.north.example",
+    changes: Mapping[str, tuple[tuple[str, str], ...]] = MappingProxyType({}),
 ) -> Iterator[dict[str, Mta]]:
     """Run servers in a node of a lab, each at addresses of its own; they end with this.
 
@@ -196,7 +210,9 @@ def running(
     zone = lab.root / "lab.zone"
     before = zone.read_text() if zone.exists() else ""
     found = {
-        name: Mta(name, FIRST + position, lab.root / "mtas" / name)
+        name: Mta(
+            name, FIRST + position, lab.root / "mtas" / name, changes.get(name, ())
+        )
         for position, name in enumerate(names)
     }
     addresses = [
@@ -212,7 +228,12 @@ def running(
         for name, mta in found.items():
             unpacked(name)
             mta.folder.mkdir(parents=True)
-            facts = {"name": name, "number": mta.number, "folder": str(mta.folder)}
+            facts = {
+                "name": name,
+                "number": mta.number,
+                "folder": str(mta.folder),
+                "changes": mta.changes,
+            }
             processes[name] = lab.beside(
                 node,
                 *("unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child"),
@@ -407,7 +428,7 @@ def postfix(mta: Mta) -> list[str]:
         domains=" ".join(domains(mta)),
         uid=ACCOUNTS["vmail"],
     )
-    Path("/etc/postfix/main.cf").write_text(main)
+    Path("/etc/postfix/main.cf").write_text(mta.changed(main))
     Path("/etc/postfix/master.cf").write_text(POSTFIX_SERVICES)
     spool, owner = Path("/var/spool/postfix"), ACCOUNTS["postfix"]
     for name in SPOOL.split():
@@ -462,7 +483,7 @@ def exim(mta: Mta) -> list[str]:
     text = EXIM.format(
         ipv4=ipv4, ipv6=ipv6, domain=mta.domain, domains=" : ".join(domains(mta))
     )
-    Path("/etc/exim4/exim4.conf").write_text(text)
+    Path("/etc/exim4/exim4.conf").write_text(mta.changed(text))
     for folder in ("/var/spool/exim4", "/var/log"):
         Path(folder).mkdir(exist_ok=True)
         os.chown(folder, ACCOUNTS["Debian-exim"], ACCOUNTS["Debian-exim"])
@@ -484,7 +505,7 @@ def opensmtpd(mta: Mta) -> list[str]:
     ipv4, ipv6 = mta.addresses
     quoted = ", ".join(f'"{domain}"' for domain in domains(mta))
     text = OPENSMTPD.format(ipv4=ipv4, ipv6=ipv6, domain=mta.domain, domains=quoted)
-    Path("/etc/smtpd.conf").write_text(text)
+    Path("/etc/smtpd.conf").write_text(mta.changed(text))
     Path("/etc/mailname").write_text(f"mx.{mta.domain}\n")
     Path("/var/lib/opensmtpd/empty").mkdir(parents=True)
     return ["/usr/sbin/smtpd", "-d", "-f", "/etc/smtpd.conf"]
@@ -552,7 +573,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.be:
         facts = json.loads(arguments.be)
-        be(Mta(facts["name"], facts["number"], Path(facts["folder"])))
+        changes = tuple((old, new) for old, new in facts["changes"])
+        be(Mta(facts["name"], facts["number"], Path(facts["folder"]), changes))
         return
     for name in arguments.names or MTAS:
         if not (cache() / "mtas" / name).is_dir():

@@ -19,9 +19,7 @@ POLICY = b"version: STSv1\nmode: enforce\nmx: mx.north.example\nmax_age: 86400\n
 AUTHORITY = Authority()
 
 
-def answer(
-    body=POLICY, status=b"200 OK", kind=b"text/plain", length=None, extra=b""
-) -> bytes:
+def answer(body=POLICY, status=b"200 OK", kind=b"text/plain", length=None, extra=b""):
     size = len(body) if length is None else length
     head = b"HTTP/1.1 " + status + b"\r\nContent-Type: " + kind
     return head + b"\r\nContent-Length: %d\r\n" % size + extra + b"\r\n" + body
