@@ -11,7 +11,7 @@ other family. Every attempt ends with one outcome for each recipient.
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from vnsmail.delivery import outcomes as say
