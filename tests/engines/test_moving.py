@@ -8,12 +8,14 @@ from dataclasses import replace
 import pytest
 
 from tests.queue.helpers import NOW, envelope
+from vnsmail.delivery import outcomes as say
 from vnsmail.engines.desk import Desk
 from vnsmail.engines.moving import Mover, read_in, token_of
 from vnsmail.engines.protocol import Adopt, BeginMove, CopyOut, WorkQueue
 from vnsmail.errors import AlreadyQueued
 from vnsmail.model import Owner
 from vnsmail.queue.body import Body
+from vnsmail.queue.envelope import Move
 from vnsmail.queue.queue import Queue
 from vnsmail.queue.selection import Selection
 
@@ -175,3 +177,23 @@ async def test_dry_run(hosts):
     await queue_one(hosts)
     assert len((await hosts.begin(dry_run=True)).leaving) == 1
     assert (await hosts.begin(target="")).leaving == ()
+
+
+async def test_cut_off_before_it_was_forgotten(hosts):
+    """The message is gone, and what is written of its move is put away."""
+    message = await queue_one(hosts)
+    (leaving,) = (await hosts.begin()).leaving
+    gone = say.for_all((BOB, EVE), say.delivered("moved"))
+    await hosts.source.settle(message.id, gone, {})
+    lost = Move(BETA, leaving.nonce, (BOB, EVE))
+    await hosts.source.alter(
+        lambda tables: tables._connection.execute(
+            "INSERT OR REPLACE INTO moving VALUES (?, ?, ?, ?)",
+            (message.id, lost.target, lost.nonce, '["bob@b.example"]'),
+        )
+    )
+    (leaving,) = (await hosts.begin(target="")).leaving
+    await hosts.adopt(leaving)
+    await hosts.mover.end(leaving.queue_id)
+    assert (await hosts.begin(target="")).leaving == ()
+    assert await hosts.queued() == [[], []]

@@ -10,6 +10,7 @@ takes it once. What is under way to a remote does not move.
 """
 
 import asyncio
+import contextlib
 import os
 import secrets
 import time
@@ -22,6 +23,7 @@ from vnsmail.delivery import outcomes as say
 from vnsmail.delivery.agent import DeliveryAgent
 from vnsmail.engines.desk import Desk
 from vnsmail.engines.protocol import Adopt, BeginMove, CopyOut, Leaving, MoveBegun
+from vnsmail.errors import NotFound
 from vnsmail.events import record as events
 from vnsmail.events.record import Tell
 from vnsmail.model import Envelope
@@ -122,7 +124,10 @@ class Mover:
         move = (await self._queue.moves()).get(request.queue_id)
         if move is None:
             return None
-        message, body = await self._queue.load(request.queue_id)
+        try:
+            message, body = await self._queue.load(request.queue_id)
+        except NotFound:
+            return None
         there = set(message.envelope.recipients)
         going = tuple(to for to in move.recipients if to in there)
         if not going:
@@ -147,13 +152,14 @@ class Mover:
         move = (await self._queue.moves()).get(queue_id)
         if move is None:
             return
-        message, _ = await self._queue.load(queue_id)
-        there = set(message.envelope.recipients)
-        going = [to for to in move.recipients if to in there]
-        if going:
-            gone = say.for_all(going, say.delivered(f"moved to {move.target}"))
-            await self._queue.settle(queue_id, gone, {})
-            self._tell_of(message.envelope, move.target, going)
+        with contextlib.suppress(NotFound):  # all of it went before a crash
+            message, _ = await self._queue.load(queue_id)
+            there = set(message.envelope.recipients)
+            going = [to for to in move.recipients if to in there]
+            if going:
+                gone = say.for_all(going, say.delivered(f"moved to {move.target}"))
+                await self._queue.settle(queue_id, gone, {})
+                self._tell_of(message.envelope, move.target, going)
         now = time.time()
         # Others of its recipients stay, and are due.
         await self._queue.alter(lambda tables: tables.end_move(queue_id, now))
