@@ -175,6 +175,8 @@ class Measurement:
                 self.figure.memory = watch.memory(process.pid) / 1024
                 if paced:
                     self._pace()
+                if self._name == "vnsmail":
+                    _take_down(self._place.folder / "root")
             finally:
                 watch.end(process)
         if not self._options.keep:
@@ -321,6 +323,16 @@ def _serve_hosts(
         address = f"to{n}@h{far.host_of(n, load.hosts)}.example"
         alias = control.AddAlias(address, (f"out@d{n}.example",))
         client.ask(place, alias, control.Done)
+
+
+def _take_down(root: Path) -> None:
+    """Take vnsmail's hosts away: its guard stops others that use their addresses."""
+    from vnsmail.cli import client  # noqa: PLC0415
+    from vnsmail.settings import layout  # noqa: PLC0415
+    from vnsmail.supervisor import control  # noqa: PLC0415
+
+    request = control.ApplyHosts("", True, False, True)
+    client.ask(layout(root), request, control.Applied)
 
 
 # The table ------------------------------------------------------------------------------
