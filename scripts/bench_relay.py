@@ -167,6 +167,8 @@ class Measurement:
             process = servers.start(self._name, load, self._place)
             try:
                 self._prepare(process)
+                # From here on: later messages may take connections of the first ones.
+                self._packets = watch.Connections("wire0")
                 self._flood(
                     min(200, 10 * load.destinations), judged=False, process=process
                 )
@@ -227,22 +229,21 @@ class Measurement:
         words = ["--source", self._options.source, "--sessions", sessions]
         words += ["--messages", each, *(["--many"] if load.many else [])]
         world.clear()
-        packets = watch.Connections("wire0") if judged else None
         before, sink_before = watch.cpu(process.pid), world.cpu()
         began = time.monotonic()
         source = subprocess.Popen(_beyond("flood", *words, *self._words()))  # noqa: S603
         self._arrive(total, source)
-        if packets is None:
+        self.figure.sessions += world.total(far.SESSIONS)
+        if not judged:
             return
         took = max(world.seconds(), 1e-9)
         figure = self.figure
         figure.rate = total / took
         time.sleep(0.3)  # a process that is ending is counted when it has ended
         figure.cost = (watch.cpu(process.pid) - before) / total * 1e6
-        figure.sessions = world.total(far.SESSIONS)
         busy = (world.cpu() - sink_before) / (time.monotonic() - began)
         say(f"    the sinks used {busy:.0%} of a processor")
-        self._judge(packets, total)
+        self._judge(self._packets, total)
 
     def _arrive(self, total: int, source: "subprocess.Popen[bytes]") -> None:
         """Wait until all is at the sink."""
