@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from integration.claims.evidence import Evidence
 from integration.labs import Lab
 
 HERE = Path(__file__).parent
@@ -38,3 +39,16 @@ def unmended_lab(lab):
     """The same, but what a test takes away stays away."""
     lab.restart("[network]\nmend = false\n")
     return lab
+
+
+@pytest.fixture(scope="session")
+def _evidence():
+    found = Evidence()
+    yield found
+    found.write()
+
+
+@pytest.fixture
+def shows(request, _evidence):
+    """Note what a test of a claim saw: a line or some, for docs/claims.md."""
+    return lambda *lines: _evidence.add(request.node.name, *lines)

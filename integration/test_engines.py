@@ -99,6 +99,15 @@ def test_it_sends(lab, remote, engine, context):
     assert len(mails_of(remote, host)) == 2
 
 
+@pytest.mark.parametrize("context", ["namespace", "alias"])
+def test_claim_05(lab, remote, context, shows):
+    """A running Sendmail did the sending, from the virtual host's address."""
+    test_it_sends(lab, remote, "sendmail", context)
+    host, _ = HOSTS["sendmail", context]
+    fields = re.sub(rb"\r?\n[ \t]+", b" ", mails_of(remote, host)[0]).decode()
+    shows(*re.findall(r"^Received: (.*)$", fields, re.MULTILINE)[:2])
+
+
 @pytest.mark.parametrize(("engine", "context"), CASES)
 @pytest.mark.usefixtures("remote")
 def test_it_tells_the_sender(lab, engine, context):

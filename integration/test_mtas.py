@@ -48,7 +48,7 @@ def witness(mail: bytes) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("name", mtas.MTAS)
-def test_it_saw_each_of_them(remotes, name):
+def test_claim_02_as_seen_by(remotes, name, shows):
     """In both families: its own Received shows the address and HELO of each host."""
     mta = remotes[name]
     wanted = {
@@ -62,3 +62,5 @@ def test_it_saw_each_of_them(remotes, name):
     assert len(mails) == len(wanted)
     for mail in mails:
         assert f"Subject: from {witness(mail)[0]}".encode() in mail
+    helo, address = witness(mails[0])
+    shows(f"{name}: {len(mails)} messages; of one it wrote {helo} [{address}]")

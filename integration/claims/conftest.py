@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 
-from integration.claims.evidence import Evidence
 from integration.claims.scene import Scene
 
 
@@ -19,16 +18,3 @@ def seen():
         finally:
             scene.stop()
     return scene.seen
-
-
-@pytest.fixture(scope="session")
-def _evidence():
-    found = Evidence()
-    yield found
-    found.write()
-
-
-@pytest.fixture
-def shows(request, _evidence):
-    """Note what a test saw: a line or some, for docs/claims.md."""
-    return lambda *lines: _evidence.add(request.node.name, *lines)

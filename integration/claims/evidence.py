@@ -17,7 +17,8 @@ HEAD = """\
 # The claims, and what a test saw of each
 
 One running system with five virtual hosts (three namespaces, two alias addresses) and the machine's own mail, two remote domains, users who sign in from elsewhere
-and a local account. Written by `./scripts/claims` from what packets (read by tshark), remotes, system calls (strace) and files on disk showed in that run. Port numbers and
+and a local account; for claim 2 also Postfix, Exim, OpenSMTPD and Sendmail as remotes (integration/test_mtas.py), for claim 5 Sendmail as what sends
+(integration/test_engines.py), for claim 33 ten thousand messages of twenty hosts and the machine (integration/claims/test_claim_33.py). Written by `./scripts/claims` from what packets (read by tshark), remotes, system calls (strace) and files on disk showed in that run. Port numbers and
 times are those of the run; each claim is a test, named in the second column, that fails when it is not so.
 
 """

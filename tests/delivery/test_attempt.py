@@ -1,6 +1,6 @@
 import asyncio
 import ipaddress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from vnsmail.delivery import outcomes as say
 from vnsmail.delivery.attempt import Attempts
 from vnsmail.delivery.connection import ConnectionFailed, Result
 from vnsmail.delivery.facts import AgentFacts
+from vnsmail.delivery.security import Security, TlsRules
 from vnsmail.errors import (
     BrokerGone,
     BrokerRefused,
@@ -22,7 +23,7 @@ from vnsmail.errors import (
 )
 from vnsmail.model import Contact, Outcome, Verdict
 from vnsmail.queue.body import Body
-from vnsmail.settings import DeliverySettings
+from vnsmail.settings import DeliverySettings, checked
 from vnsmail.smtp.errors import SmtpProtocolError
 from vnsmail.smtp.replies import Reply
 
@@ -421,3 +422,23 @@ async def test_whatever_hops_do(steps, again, used):
     if any(isinstance(step, tuple(map(type, NO_SOURCE))) for step in steps[:1]):
         assert [hops[0]] == pool.taken
         assert all(outcome.not_an_attempt for outcome in found.values())
+
+
+@pytest.mark.parametrize("level", ["encrypt", "verify", "secure", "none", "may"])
+async def test_an_engine_knows_no_policy(level):
+    """What the settings want protected waits; a server with rules of its own has none of it."""
+    wanted = {"tls": {"destination": {"b.example": level}}}
+    rules = TlsRules(checked(DeliverySettings, wanted), ALPHA.owner)
+    who = replace(ALPHA, engine="postfix")
+    pool: Any = Script({"postfix [10.0.0.1]": [Said(TAKEN)]})
+    attempts = Attempts(
+        who, pool, DNS, rules.settings, lambda _: None, security=Security(rules)
+    )
+    found = await attempts.attempt("b.example", envelope(BOB), (BOB,), load)
+
+    if level in {"none", "may"}:
+        assert Verdict.DELIVERED is found[BOB].verdict
+    else:
+        assert (Verdict.DEFERRED, "4.7.5") == (found[BOB].verdict, found[BOB].enhanced)
+        assert f"TLS policy {level} for b.example" in found[BOB].text
+        assert [] == pool.taken

@@ -22,7 +22,12 @@ from vnsmail.delivery.limits import allowed as allowed_by
 from vnsmail.delivery.outcomes import Outcomes
 from vnsmail.delivery.pool import Pool
 from vnsmail.delivery.route import Hop, Questions, Route, RouteRules, Shuffle, route
-from vnsmail.delivery.security import Security, unproven
+from vnsmail.delivery.security import (
+    Security,
+    name_of,
+    unknown_to_engine,
+    unproven,
+)
 from vnsmail.errors import (
     BrokerGone,
     BrokerRefused,
@@ -36,6 +41,7 @@ from vnsmail.smtp.client_session import Transaction
 from vnsmail.smtp.client_work import NO_REQUIRETLS
 from vnsmail.smtp.errors import SmtpProtocolError
 from vnsmail.smtp.replies import Reply
+from vnsmail.tls.policy import Level
 
 ROUTE_LIFETIME = 5.0
 """Seconds the hops of a domain are good for. A burst of mail to one domain then costs
@@ -134,6 +140,16 @@ class Attempts:
         if wait := self._rates.wait(key, allowed.messages_per_minute, now):
             await self._pause(wait)
 
+    def _beyond_engine(self, domain: str, relay: str) -> Outcome | None:
+        """Say why the owner's engine is not given mail that is to be protected."""
+        if self._security is None:
+            return None
+        level = self._security.rules.level(domain, name_of(relay))
+        if level in {Level.NONE, Level.MAY}:
+            return None
+        name = self._facts.engine
+        return say.no_tls(unknown_to_engine(domain, level, name), name)
+
     async def _route(self, domain: str, wish: TlsWish) -> Route:
         now = asyncio.get_running_loop().time()
         known = self._routes.get((domain, wish))
@@ -153,6 +169,8 @@ class Attempts:
         here = bool(store_path(relay)) and not self._facts.engine
         if not (secured or here) and wish is TlsWish.REQUIRED:
             return say.failed(550, "5.7.5", unproven(domain))
+        if self._facts.engine and (refused := self._beyond_engine(domain, relay)):
+            return refused
         if not isinstance(hops, Outcome) and secured:
             assert self._security is not None  # noqa: S101  see the line above
             try:

@@ -224,3 +224,11 @@ def unproven(domain: str) -> str:
         f"the sender wants TLS all the way (REQUIRETLS), and nothing vouches for the names "
         f"of the mail servers of {domain}: neither DNSSEC nor an MTA-STS policy"
     )
+
+
+def unknown_to_engine(domain: str, level: Level, engine: str) -> str:
+    """Say why a real mail server is not given what the settings want protected."""
+    return (
+        f"the settings want TLS policy {level.value} for {domain}, and {engine} goes by "
+        "its own: give the host the native engine, or take the policy away"
+    )
