@@ -36,6 +36,9 @@ MODULES = {**SENDS_MAIL, "broker": "vnsmail.broker.server"}
 LONGEST_FLIGHT = 20.0
 """Seconds from a remote's 250 to its record in the queue, on the slowest machine."""
 
+MARGIN_TOLD = 30.0
+"""Seconds before and after within which kills are told of a copy too many."""
+
 SETTLING = 120.0
 """Seconds after the last kill until what has not come counts as lost."""
 
@@ -276,7 +279,15 @@ def settle(lab: Lab, account: Account) -> None:
         account.doubled[place] = sorted(doubled)
         for token, at in doubled.items():
             if place == "mailbox" or not all(map(_excused(account), at[:-1], at[1:])):
-                account.unexcused.append(f"{token} at {place}")
+                kills = [
+                    f"{kill.victim} {kill.at - at[0]:+.2f}"
+                    for kill in account.kills
+                    if at[0] - MARGIN_TOLD < kill.at < at[-1] + MARGIN_TOLD
+                ]
+                copies_at = ", ".join(f"+{each - at[0]:.2f} s" for each in at[1:])
+                account.unexcused.append(
+                    f"{token} at {place} and again {copies_at}; kills {kills}"
+                )
         came |= copies.keys()
     account.unknown = len(came - account.acknowledged)
 
