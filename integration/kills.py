@@ -36,6 +36,9 @@ MODULES = {**SENDS_MAIL, "broker": "vnsmail.broker.server"}
 LONGEST_FLIGHT = 20.0
 """Seconds from a remote's 250 to its record in the queue, on the slowest machine."""
 
+LATE = 10.0
+"""Seconds in which a remote has read what was sent to it by one that died."""
+
 MARGIN_TOLD = 30.0
 """Seconds before and after within which kills are told of a copy too many."""
 
@@ -324,10 +327,15 @@ def _digest(text: bytes) -> str:
 
 
 def _excused(account: Account) -> Callable[[float, float], bool]:
-    """Say whether what sends died after the first copy came, and before the second."""
+    """Say whether what sends died while the first copy was on its way or unrecorded.
+
+    A remote reads what it was sent though its sender has died since; so the first copy
+    may be younger than the death.
+    """
     deaths = [each.at for each in account.kills if each.victim in SENDS_MAIL]
 
     def excused(first: float, second: float) -> bool:
-        return any(first <= at <= min(second, first + LONGEST_FLIGHT) for at in deaths)
+        begin, end = first - LATE, min(second, first + LONGEST_FLIGHT)
+        return any(begin <= at <= end for at in deaths)
 
     return excused

@@ -14,6 +14,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import vnsmail
@@ -46,6 +47,8 @@ class Sendmail:
             folder / "vnsmail",
             ignore=shutil.ignore_patterns("__pycache__"),
         )
+        # Of what an installation has, -bs needs this; without it the system's Python does.
+        shutil.copytree(Path(msgspec.__file__).parent, folder / "msgspec")
         self.program = folder / "sendmail"
         self.program.write_text(PROGRAM.format(python=PYTHON, folder=str(folder)))
         self.program.chmod(0o755)
