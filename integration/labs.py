@@ -210,7 +210,10 @@ class Lab:
 
 def mails(folder: Path) -> list[bytes]:
     """Return the messages in a Maildir, oldest first."""
-    return [path.read_bytes() for path in sorted((folder / "new").glob("*"))]
+    files = (folder / "new").glob("*")
+    # By name they are not in order: its microseconds have no leading zeros.
+    in_order = sorted(files, key=lambda path: path.stat().st_mtime_ns)
+    return [path.read_bytes() for path in in_order]
 
 
 def outer(lab: int, inner: int) -> int:

@@ -7,7 +7,8 @@ instant, in the ways a disk may take its freedom (fsync(2), its notes):
     strict   only what was synced is there: a name if its folder was synced since, and
              of a file what it held when it was synced
     eager    all names are there, contents only as far as synced
-    mixed    of the names that differ some are there and some are not
+    mixed    of the names that differ some are there and some are not; what got another
+             name has the one or the other, as rename(2) is one step for file systems
 """
 
 import dataclasses
@@ -107,10 +108,14 @@ class PowerTree:
 def leave(instant: Instant, folder: Path, way: str, chance: random.Random) -> None:
     """Make in ``folder`` what may be found after a power cut at that instant."""
     folders = instant.there.keys() | instant.synced.keys()
+    moved = {
+        number: chance.random() < 0.5
+        for number in sorted(_named(instant.there) & _named(instant.synced))
+    }
 
     def make(number: int, at: Path) -> None:
         at.mkdir()
-        for name, each in surviving(instant, number, way, chance).items():
+        for name, each in surviving(instant, number, way, chance, moved).items():
             if each in folders:
                 make(each, at / name)
             else:
@@ -119,17 +124,35 @@ def leave(instant: Instant, folder: Path, way: str, chance: random.Random) -> No
     make(instant.top, folder)
 
 
-def surviving(instant: Instant, number: int, way: str, chance: random.Random) -> Names:
-    """Return the names that are left in a folder."""
+def _named(tree: dict[int, Names]) -> set[int]:
+    return {number for names in tree.values() for number in names.values()}
+
+
+def surviving(
+    instant: Instant,
+    number: int,
+    way: str,
+    chance: random.Random,
+    moved: dict[int, bool],
+) -> Names:
+    """Return the names that are left in a folder.
+
+    ``moved`` says of what has a name both as synced and as programs see it whether the
+    later one is left.
+    """
     there = instant.there.get(number, {})
     synced = instant.synced.get(number, {})
     if way == "strict":
         return synced
     if way == "eager":
         return there
-    both = synced | there
-    return {
-        name: number
-        for name, number in both.items()
-        if synced.get(name) == there.get(name) or chance.random() < 0.5
-    }
+    found = {}
+    for name, each in (synced | there).items():
+        if synced.get(name) == there.get(name):
+            found[name] = each
+        elif each in moved:
+            if moved[each] == (there.get(name) == each):
+                found[name] = each
+        elif chance.random() < 0.5:
+            found[name] = each
+    return found
