@@ -1,8 +1,8 @@
 """Each claim of the invention, one test each, on what one running system showed.
 
 Nothing here is asked of the product: packets, what the remotes wrote, system calls and
-files decide. Claim 5, which is about Sendmail, and the real MTAs as remotes have files
-of their own (test_claim_05.py, test_claim_02.py), as has the load of claim 33.
+files decide. Claim 5, which is about Sendmail, is in test_engines.py, real MTAs as the
+remotes of claim 2 in test_mtas.py, the load of claim 33 in test_claim_33.py.
 """
 
 import json
